@@ -1,0 +1,27 @@
+"""What the tests share: where the real records are, and a line at the end that says what was not checked."""
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2]/'shared'/'data'
+required = set(filter(None, os.environ.get('SPY_REQUIRE', '').split(',')))
+skipped = {}
+
+def need(kind, what):
+    "Fail when this run was told to require `kind`, else skip and remember."
+    if kind in required: pytest.fail(f'{what} is missing, and SPY_REQUIRE asks for {kind}')
+    skipped[kind] = skipped.get(kind, 0) + 1
+    pytest.skip(f'{what} is not here')
+
+@pytest.fixture(scope='session')
+def shared():
+    "`shared(name)`: the path of a real record, or a skip."
+    def path(name):
+        p = SHARED/name
+        return p if p.exists() else need('shared', f'the real record {name}')
+    return path
+
+def pytest_terminal_summary(terminalreporter):
+    for kind, n in skipped.items():
+        terminalreporter.write_line(f'NOT CHECKED: {n} tests need {dict(shared="the real price records", browser="a Chromium browser")[kind]}, which this machine lacks.')
