@@ -88,14 +88,18 @@ def in_session(
     m = minute_of_day(ix)
     return (m >= 0) & (m < n[code])
 
+def _wall(ix):
+    "New York wall-clock time as whole minutes since 1970."
+    return ix.tz_localize(None).to_numpy().astype('datetime64[m]').astype(np.int64)
+
 def minute_of_day(ix:pd.DatetimeIndex) -> np.ndarray: # int; 0 is 09:30 New York
     "Minutes since the open."
-    return (ix.hour*60 + ix.minute - 570).to_numpy()
+    return _wall(ix)%1440 - 570
 
 def _day_codes(ix):
     "Distinct dates, ascending, and each row's place among them."
-    code, days = pd.factorize(ix.normalize(), sort=True)
-    return [o.date() for o in days], code
+    days, code = np.unique(_wall(ix)//1440, return_inverse=True)
+    return days.astype('datetime64[D]').tolist(), code
 
 # %% ../nbs/02_bars.ipynb #c877574f
 def read_bars(
@@ -142,8 +146,10 @@ def grid(
     days=None, # which sessions; all in `df` by default
 ) -> Grid:
     "The bars of `df` as a `Grid`; a bar outside its session is a `DataError`."
-    if days is not None: df = df[np.isin(df.index.date, list(days))]
     have, code = _day_codes(df.index)
+    if days is not None:
+        df = df[np.isin(have, list(days))[code]]
+        have, code = _day_codes(df.index)
     days = have if days is None else list(days)
     if not (ok := in_session(df.index)).all():
         raise DataError(f'{int((~ok).sum())} bars lie outside regular hours', f'the first at {df.index[~ok][0]}', 'leave them out')

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""The launcher: `python spy.py run` on a machine that has Python and nothing else.
+
+Makes `.venv` beside this file, installs the locked dependencies and the package into it (only when the lock has
+changed), and hands over to the `spy` command there. Standard library only; Linux, macOS and Windows.
+"""
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VENV, LOCK = HERE/'.venv', HERE/'requirements.lock'
+BIN = VENV/('Scripts' if os.name == 'nt' else 'bin')
+PYTHON = BIN/('python.exe' if os.name == 'nt' else 'python')
+# A second core that spins for work costs 10 to 75 times the speed; a random hash seed costs reproducibility.
+ENV = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0')
+NEEDS = {'test': ('core', 'test'), 'bench': ('core', 'test')}  # groups of the lock that a command rests on; else core
+
+
+def stop(what, why='', todo='', code=3):
+    "Say what is wrong and end."
+    print('\n'.join(o for o in (what, why, todo) if o), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def groups():
+    "The lock's sections: name -> requirement lines, in the order in which they are to be installed."
+    out, name = {}, None
+    for line in LOCK.read_text(encoding='utf-8').splitlines():
+        if m := re.match(r'# \[(\w+)\]', line):
+            name = m[1]
+            out[name] = []
+        elif name and line.strip() and not line.startswith('#'):
+            out[name].append(line.strip())
+    return out
+
+
+def pip(lines, log, label):
+    "Install `lines`, bound to the versions of the lock, and say how far it is."
+    with tempfile.TemporaryDirectory() as d:
+        want, bound = Path(d)/'want.txt', Path(d)/'bound.txt'
+        want.write_text('\n'.join(lines), encoding='utf-8')
+        bound.write_text('\n'.join(o for g in groups().values() for o in g), encoding='utf-8')
+        cmd = [PYTHON, '-m', 'pip', 'install', '--progress-bar', 'off', '--disable-pip-version-check', '-r', want, '-c', bound]
+        run_logged(cmd, log, label, len(lines))
+
+
+def run_logged(cmd, log, label, total):
+    "Run `cmd` with its output in the log file and one moving line on the terminal."
+    n, tty = 0, sys.stdout.isatty()
+    with subprocess.Popen([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') as p:
+        for line in p.stdout:
+            log.write(line)
+            if line.startswith(('Collecting', 'Requirement already')):
+                n = min(n + 1, total)
+                if tty:
+                    print(f'\r  {label}: {n}/{total} packages', end='', flush=True)
+            elif line.startswith('Installing collected'):
+                print(f'{chr(13) if tty else ""}  {label}: {n}/{total} packages found, unpacking ...', flush=True)
+    log.flush()
+    if p.returncode:
+        tail = [o for o in Path(log.name).read_text(encoding='utf-8', errors='replace').splitlines() if o.strip()][-3:]
+        stop(f'installing {label} failed (pip ended with {p.returncode})', '\n'.join(tail),
+             f'see {log.name}; check the connection to your package index and run the same command again: what was downloaded is kept')
+
+
+def install(names):
+    "Bring the environment up to the lock for the groups `names`; a group that stands is not touched."
+    if sys.version_info[:2] < (3, 11):
+        stop(f'Python {sys.version.split()[0]} is too old', 'spyresearch is written for 3.11, 3.12 and 3.13', 'run it with a newer Python')
+    locked = groups()
+    stamps = {n: VENV/f'.installed-{n}' for n in names}
+    package = '\n'.join((HERE/o).read_text(encoding='utf-8') for o in ('settings.ini', 'setup.py'))
+    digest = {n: hashlib.sha256('\n'.join([*locked[n], package]).encode()).hexdigest() for n in names}
+    todo = [n for n in names if not (stamps[n].exists() and stamps[n].read_text() == digest[n])]
+    if not todo and PYTHON.exists():
+        return
+    if not PYTHON.exists():
+        print(f'making {VENV.name} (first use) ...', flush=True)
+        shutil.rmtree(VENV, ignore_errors=True)
+        venv.create(VENV, with_pip=True)
+    with open(VENV/'install.log', 'a', encoding='utf-8') as log:
+        for n in todo:
+            pip(locked[n], log, n)
+        run_logged([PYTHON, '-m', 'pip', 'install', '--no-deps', '--disable-pip-version-check', '-e', HERE], log, 'spyresearch', 1)
+    for n in todo:
+        stamps[n].write_text(digest[n])
+    print('  installed.', flush=True)
+
+
+def main(args):
+    "Install what the command needs, then become the `spy` command."
+    command = next((o for o in args if not o.startswith('-')), '')
+    try:
+        install(NEEDS.get(command, ('core',)))
+        return subprocess.call([str(PYTHON), '-m', 'spyresearch.cli', *args], env={**os.environ, **ENV, **{k: os.environ[k] for k in ENV if k in os.environ}})
+    except KeyboardInterrupt:
+        return 130
+    except OSError as e:
+        stop('the environment cannot be set up', str(e), 'make this folder writable and free some space, then run the same command again')
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
