@@ -105,7 +105,7 @@ def test_notebooks_are_small():
 
 
 def test_readme_is_made_from_the_index(tmp_path):
-    from spyresearch.cli import readme
+    from spyresearch.checks import readme
     text = (ROOT/'README.md').read_text(encoding='utf-8')
     assert readme(NBS/'index.ipynb') == text
     assert len(text.splitlines()) <= 120
