@@ -126,12 +126,12 @@ class Track:
     "One series of a tape, ready to be served."
     def __init__(self, bars:pd.DataFrame, size:str):
         self.bars, self.size, self.blocks = bars, size, {}
-        self.starts, self.ends = bars.index.as_unit('s').asi8, bar_ends(bars.index, size).as_unit('s').asi8
+        begin = pd.DatetimeIndex([session(d).open for d in bars.index.date], tz=ET) if size == DAY else bars.index
+        self.starts, self.ends = begin.as_unit('s').asi8, bar_ends(bars.index, size).as_unit('s').asi8
 
     def rows(self, start:pd.Timestamp, end:pd.Timestamp) -> slice:
-        "The bars that begin at or after `start` and have ended by `end`; for daily bars the session's open is its beginning."
-        first = start.normalize() + pd.Timedelta(days=start > start.normalize() + pd.Timedelta(hours=9.5)) if self.size == DAY else start
-        lo, hi = np.searchsorted(self.starts, first.timestamp()), np.searchsorted(self.ends, end.timestamp(), 'right')
+        "The bars that begin at or after `start` (a daily bar begins at its open) and have ended by `end`."
+        lo, hi = np.searchsorted(self.starts, start.timestamp()), np.searchsorted(self.ends, end.timestamp(), 'right')
         return slice(int(lo), int(max(lo, hi)))
 
 # %% ../../nbs/tws/11_tape.ipynb #7d2f72fb
