@@ -57,12 +57,12 @@ def run_logged(cmd, log, label, total):
     with subprocess.Popen([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') as p:
         for line in p.stdout:
             log.write(line)
-            if line.startswith(('Collecting', 'Requirement already')):
+            if line.startswith(('Collecting', 'Processing', 'Requirement already')):
                 n = min(n + 1, total)
-                if tty:
-                    print(f'\r  {label}: {n}/{total} packages', end='', flush=True)
+                if tty and total > 1:
+                    print(f'\r  {label}: {n} of {total} packages', end='', flush=True)
             elif line.startswith('Installing collected'):
-                print(f'{chr(13) if tty else ""}  {label}: {n}/{total} packages found, unpacking ...', flush=True)
+                print(f'{chr(13) if tty else ""}  {label}: {line.count(",") + 1} packages fetched, unpacking ...', flush=True)
     log.flush()
     if p.returncode:
         tail = [o for o in Path(log.name).read_text(encoding='utf-8', errors='replace').splitlines() if o.strip()][-3:]
