@@ -13,6 +13,7 @@ from datetime import date
 import numpy as np
 
 from ..core import ModelError, UsageError
+from .direction import logistic
 
 # %% ../../nbs/models/38_confidence.ipynb #545ecb61
 STAKES = np.array([.05, .1, .2, .35, .5])  # shares of wealth staked, decided beforehand
@@ -60,13 +61,15 @@ def non_overlapping(
 # %% ../../nbs/models/38_confidence.ipynb #f9260ef3
 def past_rank(
     past:np.ndarray, # scores already given, any order
-    score:float, # the new one
+    score, # the new one, or several made on the same day
     least:int=20, # fewer past scores than this give no rank
-) -> float: # share of past scores below (ties count half); NaN with too few
-    "Where a score stands among those given before it."
-    past = np.asarray(past, float); past = past[np.isfinite(past)]
-    if len(past) < least or not np.isfinite(score): return np.nan
-    return float(((past < score).sum() + (past == score).sum()/2)/len(past))
+): # share of past scores below (ties count half), like `score`; NaN with too few
+    "Where a score stands among those given before its day."
+    past, score = np.sort(np.asarray(past, float)), np.asarray(score, float)
+    past = past[np.isfinite(past)]
+    if len(past) < least: return np.full(score.shape, np.nan)[()]
+    rank = (np.searchsorted(past, score, 'left') + np.searchsorted(past, score, 'right'))/(2*len(past))
+    return np.where(np.isfinite(score), rank, np.nan)[()]
 
 # %% ../../nbs/models/38_confidence.ipynb #3d51471b
 @dataclass(frozen=True)
@@ -201,9 +204,5 @@ def fit_platt(
     if len(y) < least: raise ModelError(f'calibration needs {least} outcomes', f'{len(y)} have matured', 'wait for more, or deepen the history')
     base = (y.sum() + .5)/(len(y) + 1); centre, scale = z.mean(), z.std() or 1.
     x = np.stack([np.ones_like(z), (z - centre)/scale], 1)
-    w, ridge = np.array([_logit(base), 0.]), np.array([1e-6, strength*base*(1 - base)])
-    for _ in range(25):
-        q = 1/(1 + np.exp(-x@w)); h = (x*(q*(1 - q))[:, None]).T@x + np.diag(ridge)
-        w = w + (step := np.linalg.solve(h, x.T@(y - q) - ridge*(w - [_logit(base), 0.])))
-        if abs(step).max() < 1e-10: break
+    w = logistic(x, y, np.array([1e-6, strength*base*(1 - base)]), prior=np.array([_logit(base), 0.]))
     return Platt(float(w[0]), float(w[1]), float(centre), float(scale), len(y))
