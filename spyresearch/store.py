@@ -55,6 +55,14 @@ def _source(self:Store, provenance):
     return all_[0] if all_ else None
 
 @patch
+def claim(self:Store,
+    provenance:str, # of the source that will be written
+) -> Store:
+    "Say where the data come from; refused if the folder holds another source's."
+    self.provenance = self._source(provenance)
+    return self
+
+@patch
 def _writable(self:Store):
     "Refuse to write data of unknown origin."
     if not self.provenance: raise DataError(f'{self.root}: nobody said where the data come from', 'a store without provenance can only be read', 'open it with the provenance of its source')
@@ -79,9 +87,11 @@ def write_raw(self:Store,
 def mark_absent(self:Store,
     days, # sessions the source has no data for
     source:str, # which source said so
+    five:bool=False, # 5-minute bars
 ):
     "Remember sessions that need not be asked for again, as long as the source is the same."
-    self._writable(); self.original.m['absent'] |= {str(d): source for d in days}; self.original.save()
+    self._writable(); f = self.five if five else self.original
+    f.m['absent'] |= {str(d): source for d in days}; f.save()
 
 @patch
 def mark_lacking(self:Store,
