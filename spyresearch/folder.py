@@ -9,6 +9,7 @@ __all__ = ['SCHEMA', 'iso', 'csv_bytes', 'csv_columns', 'stamps', 'form_fault', 
 import hashlib, io, json, re
 from contextlib import contextmanager
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +52,17 @@ def csv_columns(
     opts = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.float64()) | {names[0]: pa.string()}, strings_can_be_null=False)
     t = pacsv.read_csv(pa.BufferReader(data), pacsv.ReadOptions(use_threads=False), convert_options=opts)
     x = np.column_stack([t.column(i).to_numpy() for i in range(1, len(names))]) if len(names) > 1 else np.empty((len(t), 0))
-    return t.column(0).to_pylist(), names[1:], x
+    return tuple(t.column(0).to_pylist()), names[1:], x
 
 # %% ../nbs/03_folder.ipynb #2941515d
+@lru_cache(maxsize=16)
 def stamps(
     day:date, # a trading day
     step:int=1, # minutes a bar
-) -> list: # text, one a bar of the session
+) -> tuple: # text, one a bar of the session
     "The times a full day file holds."
     s = session(day); first, off = s.open.hour*60 + s.open.minute, s.open.isoformat()[19:]
-    return [f'{day}T{m//60:02}:{m%60:02}:00{off}' for m in range(first, first + s.n_minutes, step)]
+    return tuple(f'{day}T{m//60:02}:{m%60:02}:00{off}' for m in range(first, first + s.n_minutes, step))
 
 _ISO = re.compile(rb'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d')
 
@@ -89,11 +91,12 @@ def form_fault(
 
 # %% ../nbs/03_folder.ipynb #d6786d7b
 def time_fault(
-    times:list, # text, as read
+    times:tuple, # text, as read
     day:date,
     step:int=1, # minutes a bar
 ) -> str: # '' if sound
     "What is wrong with the order of a file's rows."
+    if times == stamps(day, step): return ''
     place = {t: i for i, t in enumerate(stamps(day, step))}
     if odd := [t for t in times if t not in place]: return f'{len(odd)} rows outside the session of {day}, the first at {odd[0]}'
     at = np.array([place[t] for t in times], int)
@@ -102,12 +105,13 @@ def time_fault(
 
 # %% ../nbs/03_folder.ipynb #590a31b8
 def count_fault(
-    times:list, # text, as read
+    times:tuple, # text, as read
     day:date,
     gaps=(), # minutes known to be lacking, as HH:MM
     step:int=1, # minutes a bar
 ) -> str: # '' if every minute is there, or known to be lacking
     "Which minutes a complete day should have and this one has not."
+    if len(times) == len(stamps(day, step)): return ''   # in order and without doubles, as `time_fault` knows
     lack = sorted({t[11:16] for t in stamps(day, step)} - {t[11:16] for t in times} - set(gaps))
     return f'incomplete: {len(times)} rows of {len(stamps(day, step))}, {lack[0]} to {lack[-1]} not all there' if lack else ''
 
@@ -203,8 +207,11 @@ def _doubt(self:DayFolder, day, data, times, names, x):
 
 def _frame(parts, names, step=1):
     "One frame from `(day, times, values)` of several days."
-    place = {d: {t: i for i, t in enumerate(stamps(d, step))} for d, _, _ in parts}
-    ns = [session(d).open.value + np.array([place[d][t] for t in times], np.int64)*step*60_000_000_000 for d, times, _ in parts]
+    def place(d, times):
+        if times == (full := stamps(d, step)): return np.arange(len(full))
+        at = {t: i for i, t in enumerate(full)}
+        return np.array([at[t] for t in times], np.int64)
+    ns = [session(d).open.value + place(d, times)*step*60_000_000_000 for d, times, _ in parts]
     ix = pd.DatetimeIndex(np.concatenate(ns) if ns else np.array([], np.int64), tz='UTC').tz_convert(ET).rename('Datetime')
     return pd.DataFrame(np.vstack([x for _, _, x in parts]) if parts else np.empty((0, len(names))), index=ix, columns=names)
 
@@ -241,10 +248,11 @@ def frame(self:DayFolder,
     days=None, # which; all valid ones by default
     upto=None, # aware; bars that had not ended by then are left out
 ) -> pd.DataFrame: # canonical index, float64 columns
-    "The rows of many days in one frame; a file that does not count is a `DataError`."
-    days, parts, names = self.days() if days is None else list(days), [], self.columns
-    for d in days:
+    "The rows of many days in one frame; a file that was named and does not count is a `DataError`."
+    parts, names = [], self.columns
+    for d in self.on_disk() if days is None else days:
         why, times, cols, x = self.parse(d) if self.file(d).exists() else ('there is no such file', [], [], None)
+        if why and days is None: continue
         if why: raise DataError(f'{self.file(d)} does not count', why, 'run spy history (raw bars) or spy prepare (features) to replace it')
         if names not in (None, cols): raise DataError(f'{self.path} mixes files with different columns', f'{d} has another header', 'run spy prepare')
         names = cols; parts.append((d, times, x))

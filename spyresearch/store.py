@@ -184,7 +184,7 @@ def _daily_csv(self:Store):
     try: times, names, x = csv_columns(data)
     except pa.ArrowInvalid as e: return f'a line cannot be read: {str(e).splitlines()[0][:160]}', None
     df = pd.DataFrame(x, columns=names, index=pd.DatetimeIndex(pd.to_datetime(times, utc=True, format='ISO8601')).tz_convert(ET).rename('Datetime'))
-    if why := bar_faults(df): return why[0], None
+    if why := bar_faults(df.assign(volume=df['volume'].fillna(0))): return why[0], None
     if not self.original.claimed: return 'no manifest says where it came from', None
     same = hashlib.sha256(data).hexdigest() == self.original.m['files'].get('daily.csv', {}).get('sha256')
     return ('', df) if same else ('changed since it was written: its hash is not the one in the manifest', None)

@@ -103,24 +103,31 @@ class Walk:
     "One history run."
     def __init__(self, link, store, asof, progress, timeout_s, again):
         self.link, self.store, self.asof, self.progress, self.timeout_s, self.again = link, store, asof, progress, timeout_s, again
-        self.report, self.unscheduled, self._source, self.probed = HistoryReport(link.provenance, asof), set(), None, False
+        self.report, self.unscheduled, self.begin, self.probed = HistoryReport(link.provenance, asof), set(), {}, False
         self.done = self.total = 0
 
     def known(self, remembered): return {} if self.again else remembered   # `again`: forget what the source refused
 
+    async def head(self):
+        "The day on which the source's data begin; asked once, and the answer may be an error."
+        if not self.begin:
+            try: self.begin['day'] = (await self.link.head_timestamp()).astimezone(ET).date()
+            except Dropped: raise
+            except FeedError as e: self.begin['error'] = e
+        if 'error' in self.begin: raise self.begin['error']
+        return self.begin['day']
+
     async def source(self):
         "Who is asked: provenance and beginning."
-        if self._source is None:
-            try: self._source = f'{self.link.provenance} from {await self.link.head_timestamp():%Y-%m-%d}'
-            except Dropped: raise
-            except FeedError: self._source = self.link.provenance
-        return self._source
+        try: return f'{self.link.provenance} from {await self.head()}'
+        except Dropped: raise
+        except FeedError: return self.link.provenance
 
 # %% ../../nbs/tws/15_history.ipynb #0e0a690d
 @patch
 async def wanted(self:Walk, days):
     "The sessions this run is about."
-    if days == 'all': return sessions((await self.link.head_timestamp()).astimezone(ET).date(), last_sessions(1, self.asof)[0])
+    if days == 'all': return sessions(await self.head(), last_sessions(1, self.asof)[0])
     if not isinstance(days, int) or days < 1: raise UsageError(f'--days {days} is not a number of sessions', '', "expected 1 or more, or 'all'")
     return last_sessions(days, self.asof)
 
@@ -274,9 +281,8 @@ async def minutes(self:Walk, wanted):
 @patch
 async def remember_absent(self:Walk, days, folder):
     "Note the sessions the source does not have."
-    if not (have := folder.days()): return
-    told = self.known(folder.m['absent'])
-    fresh = [d for d in days if d < have[-1] and str(d) not in told]
+    told, newest = self.known(folder.m['absent']), self.store.raw_days()[-1]
+    fresh = [d for d in days if d < newest and told.get(str(d)) != await self.source()]
     if fresh: self.store.mark_absent(fresh, await self.source(), five=folder is self.store.five)
 
 # %% ../../nbs/tws/15_history.ipynb #d72e506f
