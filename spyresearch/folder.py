@@ -124,17 +124,21 @@ class DayFolder:
         path:Path, # the folder
         columns=None, # names after `Datetime`; None if the caller decides (features)
         step:int=1, # minutes a bar
-    ): 
+    ):
         self.path, self.columns, self.step = Path(path), columns, step
         self.manifest, self._seen, self._held = self.path.with_name(self.path.name + '.manifest.json'), {}, False
+        self.load()
+
+    def load(self):
+        "Read the manifest (again): another run may have written it."
         self.claimed, self.m = self.manifest.exists(), dict(schema=SCHEMA, provenance=None, days={}, absent={}, lacks={}, files={})
-        if self.claimed: self.m |= self._load()
+        if self.claimed: self.m |= self._read()
 
     def file(self, day): return self.path/f'{day}.csv'
 
 # %% ../nbs/03_folder.ipynb #5afac8a1
 @patch
-def _load(self:DayFolder):
+def _read(self:DayFolder):
     "The manifest, or a `DataError`: without it nobody knows what the files are."
     try: m = json.loads(self.manifest.read_text('utf8'))
     except OSError as e: raise FolderError(f'{self.manifest} cannot be read', e.strerror or str(e), 'make it readable, then run again') from e

@@ -210,7 +210,7 @@ def tidy(self:Store) -> dict: # file under the root -> why it was set aside
     "Set aside every raw file that does not count; take in complete files that a killed run left without an entry."
     out = {}
     for f in (self.original, self.five):
-        for half in f.path.glob('.*.csv.*'): half.unlink(missing_ok=True)
+        for half in [*f.path.glob('.*.csv.*'), *f.path.parent.glob('.*.manifest.json.*')]: half.unlink(missing_ok=True)
         with f.batch() if self.provenance and (f.claimed or f.on_disk()) else nullcontext():
             for d in f.on_disk(): self._admit(f, d, out)
     if (daily := self.original.path/'daily.csv').exists() and (why := self._daily_csv()[0]):
@@ -237,16 +237,25 @@ def lock(self:Store,
     note = self.root/'.lock.json'
     try:
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = self._lock or FileLock(self.root/'.lock', timeout=0)
+        self._lock = self._lock or FileLock(self.root/'.lock', timeout=0, thread_local=False)
         self._lock.acquire()
     except Timeout: raise self._held_by(note) from None
     except OSError as e: raise FolderError(f'cannot write to {self.root}', e.strerror or str(e), 'make the folder writable or free some space, then run again') from e
+    first = self._lock.lock_counter == 1
     try:
-        if self._lock.lock_counter == 1:
-            args = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            atomic_write(note, json.dumps(dict(pid=os.getpid(), command=command or args, since=f'{self.clock.now():%Y-%m-%dT%H:%M:%S+00:00}')))
+        if first: self._take(note, command)
         yield self
-    finally: self._lock.release()
+    finally:
+        if first: note.unlink(missing_ok=True)
+        self._lock.release()
+
+@patch
+def _take(self:Store, note, command):
+    "Say who holds the folder, and read what the last holder left."
+    args = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    atomic_write(note, json.dumps(dict(pid=os.getpid(), command=command or args, since=f'{self.clock.now():%Y-%m-%dT%H:%M:%S+00:00}')))
+    for f in self.folders: f.load()
+    self.provenance = self._source(self.provenance)
 
 # %% ../nbs/05_store.ipynb #375f231e
 @patch

@@ -144,8 +144,9 @@ async def needed(self:Walk, wanted, folder):
 @patch
 async def compare_calendars(self:Walk, need):
     "Ask TWS for its sessions and note where it differs from the exchange calendar."
-    n = min(len(sessions(need[0], self.asof.astimezone(ET).date())), 365)
-    try: theirs = await self.link.schedule(n, self.asof)
+    past, theirs = sessions(need[0], self.asof.astimezone(ET).date()), {}
+    try:
+        for i in range(0, len(past), 250): theirs |= await self.link.schedule(len(past[i:i+250]), min(session(past[i:i+250][-1]).close.to_pydatetime(), self.asof))
     except Dropped: raise
     except FeedError as e: self.report.notes.append(f'the schedule could not be checked: {e.why or e.what}'); return
     if not theirs: self.report.notes.append('the schedule could not be checked: TWS sent an empty one'); return
@@ -353,6 +354,7 @@ async def fetch_history(
     again:bool=False, # ask again for what the source lacked before
 ) -> HistoryReport:
     "Bring `store` up to date from TWS."
+    if asof is not None and asof.tzinfo is None: raise UsageError(f'asof {asof} has no time zone', 'a naive time means another moment on each machine', 'use parse_asof, or an aware time')
     store.claim(link.provenance)
     with stopwatch() as watch, store.lock():
         now = await link.current_time()

@@ -74,7 +74,8 @@ async def slot(self:Limiter,
 
 @patch
 def slow_down(self:Limiter) -> float: # seconds; 0 when there is no point in waiting again
-    "A pacing violation: stand still, longer the second time."
+    "A pacing violation: stand still, longer the second time. Two requests hit by one are one violation."
+    if (left := self.until - self.clock.monotonic()) > 0: return left
     self.hits += 1
     s = self.back_off_s[self.hits - 1] if self.hits <= len(self.back_off_s) else 0.
     self.until = self.clock.monotonic() + s
@@ -136,7 +137,7 @@ class Link:
         self.host, self.port, self.client_id, self.clock = host, int(port), client_id, clock or RealClock()
         self.deadline_s, self.request_s, self.spare_ids = deadline_s, request_s, spare_ids
         self.ib, self.spy, self.provenance, self.account = None, None, None, None
-        self.notices, self.requests, self._refused, self._alone = deque(maxlen=50), 0, {}, asyncio.Lock()
+        self.notices, self.requests, self._refused, self._heads, self._alone = deque(maxlen=50), 0, {}, {}, asyncio.Lock()
         self.pace = Limiter(self.clock)
 
     at = property(lambda self: f'{self.host}:{self.port}')
@@ -233,6 +234,7 @@ async def current_time(self:Link) -> datetime: # aware UTC, whole seconds
     "The server's clock."
     async with self._alone:   # its answer carries no id: a second question would lose the first
         if not self.ib.client.isReady(): raise self._gone('the time')
+        self.requests += 1
         try: t = await asyncio.wait_for(self.ib.reqCurrentTimeAsync(), self.request_s)
         except TimeoutError: raise self._late('the time', self.request_s) from None
         except ConnectionError as e: raise self._gone('the time') from e
@@ -242,11 +244,13 @@ async def current_time(self:Link) -> datetime: # aware UTC, whole seconds
 @patch
 async def head_timestamp(self:Link, what='TRADES') -> datetime: # aware
     "The earliest moment the source has data for."
+    if what in self._heads: return self._heads[what]
     spy, client = await self.qualify(), self.ib.client
     async with self.pace.slot(('head', what), 1):
         t = await self._ask(lambda i: client.reqHeadTimeStamp(i, spy, what, True, 2), f'the first moment of {what}', cancel=client.cancelHeadTimeStamp)
     if not isinstance(t, datetime): raise NoData(f'{self.at} does not say where {what} begins', f'it answered {t!r}', 'name a number of days instead of all')
-    return t if t.tzinfo else t.replace(tzinfo=ZoneInfo('UTC'))
+    self._heads[what] = t if t.tzinfo else t.replace(tzinfo=ZoneInfo('UTC'))
+    return self._heads[what]
 
 @patch
 async def schedule(self:Link,
