@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from ..core import ET, UsageError
 from ..sessions import MINUTES, session, sessions
-from ..bars import OHLC
 from .tape import DAY, Tape, with_adjusted
 
 # %% ../../nbs/tws/12_market.ipynb #bf50dcd5
@@ -165,8 +164,9 @@ def aggregate(
     def pick(c, i): return np.where(some, np.take_along_axis(b[c], i[..., None], 2)[..., 0], np.nan)
     def total(x): return np.where(some, np.nansum(x, 2), np.nan)
     volume = total(b['volume'])
-    return dict(open=pick('open', seen.argmax(2)), high=np.where(some, np.fmax.reduce(b['high'], 2), np.nan), low=np.where(some, np.fmin.reduce(b['low'], 2), np.nan),
-                close=pick('close', k - 1 - seen[:, :, ::-1].argmax(2)), volume=volume, average=np.round(total(b['average']*b['volume'])/volume, 4), barCount=total(b['barCount']))
+    first, last = seen.argmax(2), k - 1 - seen[:, :, ::-1].argmax(2)
+    return dict(open=pick('open', first), high=np.fmax.reduce(b['high'], 2), low=np.fmin.reduce(b['low'], 2), close=pick('close', last), volume=volume,
+                average=np.round(total(b['average']*b['volume'])/volume, 4), barCount=total(b['barCount']))
 
 def as_frame(
     days:list, # D sessions
@@ -174,8 +174,9 @@ def as_frame(
 ) -> pd.DataFrame: # canonical; rows without a bar left out
     "Arrays by session as a frame of bar starts."
     K = next(iter(bars.values())).shape[1]
-    if K == 1: at = pd.DatetimeIndex(pd.to_datetime(days)).tz_localize(ET)
-    else: at = pd.DatetimeIndex((np.array([session(d).open.value for d in days])[:, None] + np.arange(K)*(MINUTES//K)*60*10**9).ravel(), tz='UTC').tz_convert(ET)
+    opens = np.array([session(d).open.value for d in days]) # ns
+    at = pd.DatetimeIndex((opens[:, None] + np.arange(K)*(MINUTES//K)*60*10**9).ravel(), tz='UTC').tz_convert(ET)
+    if K == 1: at = at.normalize()
     return pd.DataFrame({c: v.ravel() for c,v in bars.items()}, index=at.rename('Datetime')).dropna(subset=['close'])
 
 # %% ../../nbs/tws/12_market.ipynb #bb4da3d9
@@ -190,7 +191,9 @@ def blemish(days:list, bars:dict, n:np.ndarray) -> dict:
     for v in bars.values(): v[days.index(d2), m2] = np.nan
     return bars
 
-def tape_name(seed:int, edge:float) -> str: "The demo's name; another market has another name, so that their data cannot mix."; return 'demo' + (f'-{seed}' if seed != 7 else '') + (f'-edge{edge:g}' if edge else '')
+def tape_name(seed:int, edge:float) -> str:
+    "The demo's name; another market has another name, so that their data cannot mix."
+    return 'demo' + (f'-{seed}' if seed != 7 else '') + (f'-edge{edge:g}' if edge else '')
 
 # %% ../../nbs/tws/12_market.ipynb #8131b9ee
 def demo_tape(
@@ -201,9 +204,10 @@ def demo_tape(
 ) -> Tape:
     "The embedded demo: a simulated market, the same for the same seed and edge."
     D = sessions(FIRST, LAST); n, rng = np.array([session(d).n_minutes for d in D]), np.random.default_rng(seed)
-    z = noise(n, rng); meta = dict(seed=seed, truth=truth(z, edge), bad_print=f'{BAD_PRINT[0]} minute {BAD_PRINT[1]}', missing=f'{MISSING[0]} minute {MISSING[1]}')
+    z = noise(n, rng); meta = dict(seed=seed, truth=truth(z, edge)) | {k: f'{d} minute {m}' for k,(d,m) in dict(bad_print=BAD_PRINT, missing=MISSING).items()}
     if edge: D, n, z = D[-YOUNG:], n[-YOUNG:], Noise(*(v[-YOUNG:] for v in vars(z).values()))
-    if not 10 <= days <= len(D) - older: raise UsageError(f'a demo of {days} sessions cannot be made', f'its {len(D)} sessions hold 10 to {len(D) - older} with minutes', 'choose another number of days')
+    if not 10 <= days <= len(D) - older:
+        raise UsageError(f'a demo of {days} sessions cannot be made', f'its {len(D)} sessions hold 10 to {len(D) - older} with minutes', 'choose another number of days')
     paid = .003*ex_dates(D)
     opens, ends = paths(z, n, edge, paid)
     px = minute_bars(opens, ends, z.sigma[:, None]*z.scale, rng); px |= activity(px, z, rng)

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..core import ET, UTC, DataError, FeedError, RealClock, SpyError, UsageError, parse_asof
 from ..sessions import session, sessions
 from . import wire
-from .faults import Faults, Pacing, misworded
+from .faults import FINE, Faults, Pacing, misworded
 from .tape import ADJUSTED, DAY, SPY, ZONE, Tape, Track, adjusted, at_text, hours, load_tape, matches, parse_end, span_start, tape_from_files
 from .market import demo_tape
 
@@ -124,7 +124,7 @@ class ReplayServer:
         asof:datetime|None=None, # aware; the virtual now, by default the end of the tape
         speed:float=0, # virtual seconds per second; 0 stands still
         clock=None, # the real clock, for waiting and pacing
-        faults:Faults=Faults(), # what goes wrong
+        faults:Faults=FINE, # what goes wrong
         pacing:str='small', # small, all or off
         details:wire.Details=SPY, # the contract served
         port:int=0, # 0 takes a free one
@@ -224,7 +224,8 @@ def refuse(code, what):
     return f
 
 for name,code,what in (
-    ('MarketData', 354, 'Requested market data is not subscribed. Check API status by selecting the Account menu then under Management choose Market Data Subscription Manager.'),
+    ('MarketData', 354, 'Requested market data is not subscribed. Check API status by selecting the Account menu '
+                        'then under Management choose Market Data Subscription Manager.'),
     ('Depth', 354, 'Requested market data is not subscribed. Deep book of this venue.'),
     ('RealTimeBars', 420, 'Invalid Real-time Query:No market data permissions for ARCA STK'),
     ('TickByTick', 10189, 'Failed to request tick-by-tick data:No market data permissions for ARCA STK'),
@@ -285,7 +286,8 @@ def historical(srv, conn, r):
     if no := srv.refusal(r): return conn.error(r.req_id, *no, **late)
     try: msg = srv.schedule_reply(r) if r.what == 'SCHEDULE' else srv.bars_reply(r)
     except UsageError as e: return conn.error(r.req_id, 321, f"Error validating request.-'bH' : cause - {e.what}", **late)
-    if msg is None: return conn.error(r.req_id, 162, HMDS + f'HMDS query returned no data: {r.contract.symbol}@{r.contract.exchange} {r.what.title()}', **late)
+    nothing = f'{HMDS}HMDS query returned no data: {r.contract.symbol}@{r.contract.exchange} {r.what.title()}'
+    if msg is None: return conn.error(r.req_id, 162, nothing, **late)
     if r.keep_up: conn.live[r.req_id] = r
     srv.replied += 1
     if srv.faults.drop_after and srv.replied == srv.faults.drop_after + 1: conn.send(msg[:len(msg)//2]); return conn.send(None)
@@ -314,7 +316,7 @@ def serve(
     port:int=0, # 0 takes a free one
     asof:datetime|None=None, # aware; the end of the tape by default
     speed:float=0, # virtual seconds per second; 0 stands still
-    faults:Faults=Faults(), # what goes wrong
+    faults:Faults=FINE, # what goes wrong
     pacing:str='small', # small, all or off
     with_parent:bool=False, # end when standard input closes
 ):
@@ -341,11 +343,12 @@ def main(argv=None) -> int: # exit status
     p = argparse.ArgumentParser(prog='replay')
     p.add_argument('--bars', action='append', default=[])
     for o in ('daily', 'dividends', 'tape', 'asof'): p.add_argument(f'--{o}')
-    for o,kind,default in (('seed', int, 7), ('edge', float, 0.), ('days', int, 130), ('port', int, 0), ('speed', float, 0.), ('faults', str, ''), ('pacing', str, 'small')):
-        p.add_argument(f'--{o}', type=kind, default=default)
+    for o,default in dict(seed=7, edge=0., days=130, port=0, speed=0., faults='', pacing='small').items(): p.add_argument(f'--{o}', type=type(default), default=default)
     p.add_argument('--with-parent', action='store_true')
     a = p.parse_args(argv)
-    try: serve(open_tape(a.bars, a.daily, a.dividends, a.tape, a.seed, a.edge, a.days), a.port, a.asof and parse_asof(a.asof), a.speed, Faults.from_json(a.faults), a.pacing, a.with_parent)
+    try:
+        tape = open_tape(a.bars, a.daily, a.dividends, a.tape, a.seed, a.edge, a.days)
+        serve(tape, a.port, a.asof and parse_asof(a.asof), a.speed, Faults.from_json(a.faults), a.pacing, a.with_parent)
     except SpyError as e: print(e, file=sys.stderr); return e.exit_code
     return 0
 
@@ -360,7 +363,8 @@ def spawn(
     options = options | dict(daily=daily, dividends=dividends, faults=faults)
     args = [f'--bars={o}' for o in bars] + [f'--{k}={v}' for k,v in options.items() if v not in (None, '')]
     with tempfile.TemporaryFile() as err:
-        p = subprocess.Popen([sys.executable, '-c', f'import sys; from spyresearch.tws.replay import main; sys.exit(main())', *args, '--with-parent'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err)
+        run = [sys.executable, '-c', 'import sys; from spyresearch.tws.replay import main; sys.exit(main())']
+        p = subprocess.Popen([*run, *args, '--with-parent'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err)
         try:
             said, _, at = p.stdout.readline().decode().strip().partition(' ')
             if said != 'listening': raise _failure(p.wait(), err)

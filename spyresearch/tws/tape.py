@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import ET, UTC, DataError, UsageError, atomic_write, slug
+from ..core import ET, DataError, UsageError, atomic_write, slug
 from ..sessions import is_session, last_sessions, session
 from ..bars import BA, IV, OHLC, OHLCV, check_bars, read_bars
 from .wire import Contract, Details, bar_cells
@@ -26,6 +26,7 @@ from .wire import Contract, Details, bar_cells
 # %% ../../nbs/tws/11_tape.ipynb #c4404b0f
 SIZES = {'1 min': 60, '5 mins': 300} # seconds of an intraday bar
 DAY = '1 day'
+ADJUSTED = ('ADJUSTED_LAST', DAY)
 
 @dataclass(frozen=True, eq=False)
 class Tape:
@@ -37,7 +38,9 @@ class Tape:
     meta:dict = field(default_factory=dict) # facts about the making, JSON
     def __post_init__(self):
         if self.kind not in ('replay', 'simulated'): raise UsageError(f'a tape is replay or simulated, not {self.kind!r}')
-        if not self.name or slug(self.name) != self.name: raise UsageError(f'{self.name!r} cannot name a tape', 'the name travels as an account', 'use letters, digits and _.+-')
+        if not self.name or slug(self.name) != self.name:
+            raise UsageError(f'{self.name!r} cannot name a tape', 'the name travels as an account', 'use letters, digits and _.+-')
+        if ADJUSTED in self.bars and self.dividends is None: raise DataError('adjusted prices without dividends', 'they cannot be cut at a moment', 'give the dividends')
         if not any(len(o) for o in self.bars.values()): raise DataError(f'tape {self.name} holds no bar', '', 'give it at least one series')
 
     account = property(lambda self: f'{self.kind.upper()}-{self.name}')
@@ -82,7 +85,6 @@ def cut(self:Tape,
     paid = None if self.dividends is None else self.dividends[[d <= asof.date() for d in self.dividends.index]]
     return with_adjusted(replace(self, bars=bars, dividends=paid))
 
-ADJUSTED = ('ADJUSTED_LAST', DAY)
 def with_adjusted(t:Tape) -> Tape:
     "`t` with the adjusted daily series that follows from its daily bars and dividends, where it has both."
     daily = t.bars.get(('TRADES', DAY))
@@ -209,7 +211,8 @@ def read_daily(
 ) -> pd.DataFrame: # OHLCV, index New York midnights; volume may be NaN
     "Daily bars from a file, checked."
     df = _dated(path, 'daily bars')
-    if lacking := [c for c in OHLCV if c not in df]: raise DataError(f'{path}: not usable', f"columns missing: {', '.join(lacking)}", 'expected open, high, low, close and volume')
+    if lacking := [c for c in OHLCV if c not in df]:
+        raise DataError(f'{path}: not usable', f"columns missing: {', '.join(lacking)}", 'expected open, high, low, close and volume')
     df = df[OHLCV].astype(float).tz_localize(ET).rename_axis('Datetime')
     check_bars(df.assign(volume=df['volume'].fillna(0)), str(path))
     if shut := [d for d in df.index.date if not is_session(d)]: raise DataError(f'{path}: not usable', f'the exchange was closed on {shut[0]}', 'replace the file')
