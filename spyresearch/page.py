@@ -65,7 +65,7 @@ def table(
 ) -> Markup:
     "A table that scrolls sideways inside itself on a phone; numbers align right, names left."
     def row(i, cells): return tag('tr', tag('th', cells[0], scope='row'), *(tag('td', c) for c in cells[1:]), cls='strong' if i in strong else '')
-    top = tag('thead', tag('tr', *(tag('th', h, scope='col') for h in head)))
+    top = tag('thead', tag('tr', *(tag('th', h, scope='col') for h in head))) if any(head) else ''
     return tag('div', tag('table', tag('caption', caption) if caption else '', top, tag('tbody', *(row(i, r) for i, r in enumerate(rows)))), cls='scroll', tabindex=0)
 
 # %% ../nbs/57_page.ipynb #1af63bc6
@@ -130,6 +130,7 @@ tbody th{font-weight:500} .strong th,.strong td{font-weight:700} .text td,.text 
 .silence{border:1px solid var(--line);border-left:5px solid var(--muted);border-radius:8px;padding:12px 16px;margin:14px 0}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(130px,1fr));gap:8px 16px;margin:12px 0 2px}
 dt{font-size:12.5px;color:var(--muted)} dd{margin:0;font-weight:600}
+.ticket p,.silence p{max-width:none} td:has(>.bar){text-align:left}
 .bar{display:inline-block;height:.7em;background:var(--accent);border-radius:2px;vertical-align:baseline}
 .months{display:flex;flex-wrap:wrap;gap:10px 16px;margin:12px 0;font-size:12px;color:var(--muted)}
 .months i{display:inline-block;width:9px;height:9px;margin:0 2px 0 0;border-radius:2px;background:var(--up)}

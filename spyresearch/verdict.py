@@ -142,8 +142,8 @@ def rules_table(
 
 # %% ../nbs/58_verdict.ipynb #5ed16b1e
 ODDS = dict(declared_p=('declared', '.0%'), breakeven_p=('break-even', '.0%'), p_calibrated=('calibrated', '.0%'), p_lower=('lower bound', '.0%'),
-            p_target=('reaches target', '.0%'), p_stop=('hits stop', '.0%'), ev_usd=('expected, USD', '+,.0f'), ev_low_usd=('at the bound, USD', '+,.0f'), max_loss_usd=('largest loss, USD', ',.0f'),
-            n_bucket=('matured cases', ',.0f'), hit_bucket=('of them right', '.0%'))
+            p_target=('reaches target', '.0%'), p_stop=('hits stop', '.0%'), ev_usd=('expected, USD', '+,.0f'), ev_low_usd=('at the bound, USD', '+,.0f'),
+            max_loss_usd=('largest loss, USD', ',.0f'), n_bucket=('matured cases', ',.0f'), hit_bucket=('of them right', '.0%'))
 
 def ticket(
     t:Ticket,
@@ -151,14 +151,15 @@ def ticket(
     "One ticket as a card; what could not be computed is not there."
     odds = [(label, num(v, spec)) for k, (label, spec) in ODDS.items() if not missing(v := getattr(t, k))]
     word = '' if is_tradable(t.provenance) else tag('span', f' {stamp(t.provenance)}: not to be traded', cls='warn')
-    return tag('div', tag('b', f'{t.side} {t.kind} · {t.id}'), word, tag('p', sentence(t)), facts(odds), cls='ticket')
+    return tag('div', tag('b', f'{t.side.upper()} · {t.kind} · {t.id}'), word, tag('p', sentence(t)), facts(odds), cls='ticket')
 
 def today(
     answers, # Ticket and Silence objects of the last decision, one or more of each kind
 ) -> Markup:
     "What to do now, according to the last decision."
     now, quiet = [o for o in answers if isinstance(o, Ticket)], [o for o in answers if isinstance(o, Silence)]
-    silence = tag('div', tag('b', 'No ticket.' if not now else 'And nothing else.'), *(tag('p', sentence(o)) for o in quiet), cls='silence') if quiet else ''
+    said = dict.fromkeys(sentence(o) for o in quiet) # heads that say the same say it once
+    silence = tag('div', tag('b', 'No ticket.' if not now else 'And nothing else.'), *(tag('p', o) for o in said), cls='silence') if quiet else ''
     return tag('div', *map(ticket, now), silence) if now or quiet else tag('div', tag('b', 'No decision was made.'), cls='silence')
 
 # %% ../nbs/58_verdict.ipynb #2f8aa234

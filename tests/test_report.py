@@ -1,0 +1,89 @@
+"""The page in a browser, and the run notebooks as the newcomer runs them: on the demo, with their defaults."""
+import importlib.util
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import need
+from spyresearch.core import file_hash
+from spyresearch.runs import execute
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted((ROOT/'nbs'/'runs').glob('*.ipynb'))
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "A headless Chromium that the machine has."
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+    if path is None or importlib.util.find_spec('playwright') is None: need('browser', 'a Chromium browser with playwright')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
+        yield b
+        b.close()
+
+
+@pytest.fixture(scope='session', params=RUNS, ids=lambda p: p.stem)
+def finished(request, tmp_path_factory):
+    "A run notebook, executed on its defaults."
+    log = io.StringIO()
+    return execute(request.param, {}, tmp_path_factory.mktemp('reports'), log), log.getvalue()
+
+
+def test_a_run_leaves_one_complete_folder(finished):
+    run, log = finished
+    names = {p.name for p in run.folder.iterdir()}
+    assert {'run.ipynb', 'report.html', 'manifest.json'} <= names and not run.folder.suffix
+    m = json.loads((run.folder/'manifest.json').read_text())
+    assert m['status'] == 'done' and m['provenance'] == 'simulated:demo' and m['verdict'] and len(m['data_hash']) == 64
+    assert {'git', 'parameters', 'versions', 'seed', 'seconds', 'span'} <= m.keys() and m['seconds'] > 0
+    assert m['files'] == {n: file_hash(run.folder/n) for n in names - {'manifest.json'}}
+    assert log.strip(), 'a run that says nothing looks dead'
+
+
+def test_results_are_strict_json(finished):
+    for p in finished[0].folder.glob('*.json'):
+        def refuse(o, name=p.name): raise AssertionError(f'{name} holds {o}')
+        json.loads(p.read_text(), parse_constant=refuse)
+
+
+def test_a_page_is_self_contained_and_stamped(finished):
+    page = finished[0].report.read_text(encoding='utf-8')
+    assert len(page.encode()) < 1_500_000
+    assert not re.search(r'<script|<link|<iframe|<img|@import|url\((?!#)|(src|href)="(?!#)', page)
+    assert page.count('SIMULATED') >= 2 and 'made-up market' in page
+    assert '>nan<' not in page.lower() and 'None</t' not in page
+
+
+@pytest.mark.parametrize('width, dark', [(1280, False), (390, False), (390, True)])
+def test_a_page_opens_offline_and_fits(finished, browser, width, dark):
+    tab = browser.new_page(viewport=dict(width=width, height=800), color_scheme='dark' if dark else 'light')
+    asked, said = [], []
+    tab.on('request', lambda r: asked.append(r.url))
+    tab.on('console', lambda m: said.append(m.text))
+    tab.goto(finished[0].report.as_uri())
+    assert asked == [finished[0].report.as_uri()] and not said
+    assert tab.evaluate('document.documentElement.scrollWidth') <= width, 'the page scrolls sideways'
+    small = tab.evaluate('''() => [...document.querySelectorAll('svg.fig text')].filter(t => t.getClientRects().length)
+        .map(t => t.getBoundingClientRect()).filter(r => Math.min(r.width, r.height) < 6).length''')
+    assert small == 0, 'text in a picture is too small to read'
+    assert tab.locator('h1').count() == 1 and tab.locator('h1').bounding_box()['y'] < 300
+    ink, paper = tab.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    light = [sum(map(int, re.findall(r'\d+', c)[:3])) for c in (ink, paper)]
+    assert (light[0] > light[1]) == dark
+    tab.evaluate('window.scrollTo(0, document.body.scrollHeight/2)')
+    assert tab.locator('.strip').bounding_box()['y'] == 0, 'the stamp left the screen'
+    tab.close()
+
+
+def test_a_page_prints(finished, browser):
+    tab = browser.new_page()
+    tab.goto(finished[0].report.as_uri())
+    sheet = tab.pdf(format='A4')
+    assert sheet[:4] == b'%PDF' and 3 <= len(re.findall(rb'/Type\s*/Page\b', sheet)) <= 14
+    tab.close()
