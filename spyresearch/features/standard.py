@@ -74,9 +74,9 @@ def day_open(b, s):
     return s.px
 
 feature('r_overnight', lambda g: np.log(g.day_open/g.prior[0]), group='G1', formula='ln O/(C_prior - dividend)', unit='log return',
-        scope='continuous', known_at='session open', inputs=('day_open', 'prior'))
+        scope='continuous', sessions=1, known_at='session open', inputs=('day_open', 'prior'))
 feature('r_day', lambda g: np.log(g.close/g.prior[0]), group='G1', formula='ln C_m/(C_prior - dividend)', unit='log return',
-        scope='continuous', inputs=('close', 'prior'))
+        scope='continuous', sessions=1, inputs=('close', 'prior'))
 
 # %% ../../nbs/features/21_standard.ipynb #3f2f3785
 TAIL = 60 # minutes of yesterday that a window may reach back to
