@@ -18,9 +18,9 @@ from spyresearch.tws.tape import Tape, with_adjusted
 from spyresearch.tws.wire import Details
 
 ibapi = pytest.importorskip('ibapi')
-from ibapi.client import EClient  # noqa: E402
-from ibapi.contract import Contract as OfficialContract  # noqa: E402
-from ibapi.wrapper import EWrapper  # noqa: E402
+from ibapi.client import EClient
+from ibapi.contract import Contract as OfficialContract
+from ibapi.wrapper import EWrapper
 
 HALF, DAY = date(2025, 11, 28), date(2025, 12, 1)
 NOW = datetime(2025, 12, 1, 12, 0, 30, tzinfo=ET)
@@ -184,9 +184,9 @@ def test_contract_details_agree_field_by_field(ours, official):
 
 def test_contract_details_are_what_was_served(ours):
     a = plain(ours['details'][0])
-    wanted = dict(minTick=.25, orderTypes='ORDERTYPES', priceMagnifier=17, underConId=19, longName='Société Générale', contractMonth='203012', evRule='RULE', evMultiplier=23,
-                  aggGroup=29, underSymbol='UNDER', underSecType='UNDERTYPE', marketRuleIds='31,37', realExpirationDate='20301219', stockType='ETF',
-                  secIdList=[('ISIN', 'US1'), ('CUSIP', 'C2')])
+    wanted = dict(minTick=.25, orderTypes='ORDERTYPES', priceMagnifier=17, underConId=19, longName='Société Générale', contractMonth='203012',
+                  evRule='RULE', evMultiplier=23, aggGroup=29, underSymbol='UNDER', underSecType='UNDERTYPE', marketRuleIds='31,37',
+                  realExpirationDate='20301219', stockType='ETF', secIdList=[('ISIN', 'US1'), ('CUSIP', 'C2')])
     assert {k: a[k] for k in wanted} == wanted
     sizes = (a['minSize'], a['sizeIncrement'], a['suggestedSizeIncrement'])
     assert sizes == {157: (0, 0, 0), 163: (0, 0, 41)}.get(ours['asked'], (43, 47, 53))

@@ -9,7 +9,7 @@ __all__ = ['Timed', 'Asked', 'ANSWERS', 'FARMS', 'HMDS', 'Connection', 'answers'
            'historical', 'cancel_historical', 'head_timestamp', 'cancel_head', 'serve', 'open_tape', 'main', 'spawn']
 
 # %% ../../nbs/tws/13_replay.ipynb #35f2b230
-import argparse, asyncio, heapq, subprocess, sys, tempfile, threading
+import argparse, asyncio, heapq, os, subprocess, sys, tempfile, threading
 from collections import deque, namedtuple
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -323,9 +323,11 @@ def serve(
     "Print `listening 127.0.0.1:PORT` and serve until interrupted."
     async def run():
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        def watch(): sys.stdin.buffer.read(); loop.call_soon_threadsafe(stop.set)
-        if with_parent: threading.Thread(target=watch, daemon=True).start()
+        def watch():
+            while os.read(0, 4096): pass # not sys.stdin, whose lock a dying interpreter trips over
+            loop.call_soon_threadsafe(stop.set)
         async with ReplayServer(tape, asof, speed, faults=faults, pacing=pacing, port=port) as srv:
+            if with_parent: threading.Thread(target=watch, daemon=True).start()
             print(f'listening 127.0.0.1:{srv.port}', flush=True)
             await stop.wait()
     with suppress(KeyboardInterrupt):
