@@ -55,12 +55,12 @@ def due(
 def dividends(
     close:np.ndarray, # USD
     adjusted:np.ndarray, # USD, the same sessions
-    least:float=5e-4, # smallest step in the ratio that is not rounding
+    least_usd:float=.03, # smaller steps may be rounding
 ) -> np.ndarray: # USD a share going ex that morning; 0 without, NaN where it cannot be known
     "Cash dividends that separate two series of daily closes."
     f = adjusted/close
     out = np.r_[np.nan, np.zeros(len(f) - 1)][:len(f)]
-    for t in np.flatnonzero(np.diff(np.log(f)) > least) + 1:
+    for t in np.flatnonzero(np.diff(np.log(f)) > least_usd/adjusted[1:]) + 1:
         out[t] = round(close[t-1]*(1 - np.median(f[max(t-5, 0):t])/np.median(f[t:t+5])), 3)
     out[1:][np.isnan(np.diff(f))] = np.nan
     return out
@@ -219,8 +219,8 @@ async def beside(self:Walk, what, days):
 @patch
 async def fetch_span(self:Walk, days):
     "Fetch some neighbouring sessions and write each of them."
-    parts = await self.trades([d for d in days if d not in self.unscheduled], self.store.original) if set(days) - self.unscheduled else {}
-    have = [d for d in days if len(parts.get(d, ()))]
+    parts = await self.trades(days, self.store.original)
+    have = [d for d in days if len(parts[d])]
     if have:
         for what, cols in _BESIDE.items():
             if what not in self.report.lacking and (df := await self.beside(what, have)) is not None:
@@ -265,10 +265,10 @@ async def pool(
 async def minutes(self:Walk, wanted):
     "Bring the raw minute bars of the wanted sessions up to date."
     need, r = await self.needed(wanted, self.store.original), self.report
-    self.total = len(need)
     if need:
         await self.compare_calendars(need)
-        todo = spans(need)
+        need = [d for d in need if d not in self.unscheduled]
+        todo, self.total = spans(need), len(need)
         while todo and not self.probed: await self.fetch_span(todo.pop(0))   # the newest first, alone: it shows what the source gives
         await pool([lambda o=o: self.fetch_span(o) for o in todo])
     r.days, have = wanted, set(self.store.raw_days())
