@@ -142,9 +142,13 @@ pre{overflow-x:auto;font:12px/1.5 ui-monospace,Menlo,Consolas,monospace;backgrou
 a{color:var(--accent)} nav{display:flex;flex-wrap:wrap;gap:2px 16px;margin:22px 0 0;font-size:14px}
 @media (max-width:640px){main{padding:18px 14px 40px} h2{margin-top:40px} .tiles{grid-template-columns:1fr 1fr;gap:8px} .tile{padding:9px 11px} .v{font-size:21px}
 .card{padding:10px}}
-@media print{@page{margin:16mm 12mm} body{font-size:11pt} main{max-width:none;padding:8mm 0 0}
-.strip{position:fixed;left:0;right:0;border:1.5pt solid;background:none;color:#000;padding:2px} h2,h3,figcaption{break-after:avoid}
-.card,.tile,tr,.ticket{break-inside:avoid} nav,.code{display:none} .scroll{overflow:visible} th,td{white-space:normal;padding:3px 5px} table{font-size:9pt}}
+@media print{@page{margin:14mm 12mm} html,.spy{font-size:10.5pt} body{display:table;width:100%;font-size:10.5pt} main{display:table-row-group;max-width:none;padding:0}
+  .strip{display:table-header-group;break-inside:avoid;position:static;background:none;color:#000;font-size:9pt;text-align:left} .lede{font-size:12pt} .v{font-size:16pt}
+  h2,h3,figcaption,.prose{break-after:avoid} h2{margin-top:24px} .card,.tile,tr,.ticket,.silence{break-inside:avoid} nav,.code{display:none} summary{color:inherit}
+  .scroll{overflow:visible} th,td{white-space:normal;padding:3px 5px} table{font-size:8.5pt} .tiles{grid-template-columns:repeat(4,1fr);gap:8px}
+  .tile{padding:6px 8px} .grid{grid-template-columns:1fr;gap:10px}
+  .grid .fig{max-width:120mm!important} .months i,.bar{-webkit-print-color-adjust:exact;print-color-adjust:exact}
+  details::details-content{content-visibility:visible;display:block} .fig.wide{display:none} .fig.narrow{display:block;margin:0 auto;max-width:130mm!important}}
 '''
 def style() -> Markup:
     "What a notebook shows first, so that its sections look in Jupyter as they do on the page."
