@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ModelError
+from .targets import linked
 from ..sessions import next_session
 
 # %% ../../nbs/models/37_direction.ipynb #e1f6b9cd
@@ -86,12 +87,13 @@ def walk_forward(
 ) -> Walked:
     "Probabilities from heads that know matured labels only; NaN before the first head."
     prob, novelty, heads = np.full(len(y), np.nan), np.full(len(y), np.nan), []
-    for d in range(0, int(day.max()) + 1, refit):
-        old = (ripe < d - embargo) & np.isfinite(y)
+    d, last = 0, int(day.max()) if len(day) else -1
+    while d <= last:
+        old = (ripe < d - embargo) & np.isfinite(y) & np.isfinite(x).any(1)
+        if old.sum() < least or y[old].std() == 0: d += 1; continue
         block = slice(*np.searchsorted(day, [d, d + refit]))
-        if old.sum() < least or y[old].std() == 0: continue
         heads.append((d, fit_head(x[old], y[old], strength, least)))
-        prob[block], novelty[block] = heads[-1][1].prob(x[block]), heads[-1][1].novelty(x[block])
+        prob[block], novelty[block] = heads[-1][1].prob(x[block]), heads[-1][1].novelty(x[block]); d += refit
     return Walked(prob, novelty, heads)
 
 # %% ../../nbs/models/37_direction.ipynb #165b531e
@@ -112,7 +114,7 @@ def unbroken(
     k:int, # sessions
 ) -> np.ndarray: # bool [D]
     "Are the `k` steps up to each day all from one session to the next?"
-    gap = np.r_[0, [a != next_session(b) for a, b in zip(days[1:], days)]].cumsum()
+    gap = np.cumsum(~linked(days))
     return np.array([i >= k and gap[i] == gap[i - k] for i in range(len(days))])
 
 def _past(f, a, k): return f(pd.Series(a).rolling(k, min_periods=k)).to_numpy()
