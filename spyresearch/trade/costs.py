@@ -33,32 +33,33 @@ class Rate(NamedTuple):
 
 # %% ../../nbs/trade/40_costs.ipynb #3f917ae1
 _D, _END, _IB = date.fromisoformat, date(2035, 12, 31), 'interactivebrokers.com, Commissions: Stocks, ETFs (United States)'
-_SEC, _TAF = 'SEC, order on transaction fee rates, ', 'FINRA Schedule A section 1: '
 RATES = [
     Rate('tiered', 'commission', 'both', 'share', .0035, _D('2020-01-01'), _END, 'rate', _IB, low=.35, high_frac=.01),
     Rate('fixed', 'commission', 'both', 'share', .005, _D('2020-01-01'), _END, 'rate', _IB, low=1., high_frac=.01),
     Rate('paper', 'commission', 'both', 'share', .0035, _D('2000-01-01'), _END, 'rate', 'SSRN 4824172'),
-    Rate('tiered', 'venue', 'both', 'share', .003, _D('2020-01-01'), _END, 'bound', '17 CFR 242.610(c): the cap on what a venue takes from a marketable order'),
+    Rate('tiered', 'venue', 'both', 'share', .003, _D('2020-01-01'), _END, 'bound', '17 CFR 242.610(c): the most a venue may take from a marketable order'),
     Rate('tiered', 'clearing', 'both', 'share', .0002, _D('2020-01-01'), _END, 'rate', _IB + ': NSCC, DTC', high_frac=.005),
     Rate('tiered', 'pass_through', 'both', 'commission', .000738, _D('2020-01-01'), _END, 'rate', _IB + ': NYSE .000175 + FINRA .000563'),
-    Rate('tiered fixed', 'audit_trail', 'both', 'share', .0001, _D('2024-09-01'), _END, 'bound', 'FINRA rule 6897; IB has charged .000072 or less'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 22.10e-6, _D('2021-01-01'), _D('2021-02-24'), 'rate', _SEC + 'fiscal 2021'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 5.10e-6, _D('2021-02-25'), _D('2022-05-13'), 'rate', _SEC + 'fiscal 2021'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 22.90e-6, _D('2022-05-14'), _D('2023-02-26'), 'rate', _SEC + 'fiscal 2022 (34-94420)'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 8.00e-6, _D('2023-02-27'), _D('2024-05-21'), 'rate', _SEC + 'fiscal 2023 (34-96724)'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 27.80e-6, _D('2024-05-22'), _D('2025-05-13'), 'rate', _SEC + 'fiscal 2024 (34-99973)'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 0., _D('2025-05-14'), _D('2026-04-03'), 'rate', _SEC + 'fiscal 2025 (34-102779)'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 20.60e-6, _D('2026-04-04'), _D('2026-11-28'), 'rate', _SEC + 'fiscal 2026 (34-104909); stays until 60 days after the next appropriation'),
-    Rate('tiered fixed', 'sec', 'sell', 'value', 27.80e-6, _D('2026-11-29'), _END, 'bound', 'not yet published: the highest since 2007'),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000119, _D('2012-07-01'), _D('2021-12-31'), 'rate', _TAF + 'Regulatory Notice 12-31', high=5.95),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000130, _D('2022-01-01'), _D('2022-12-31'), 'rate', _TAF + 'SR-FINRA-2020-032', high=6.49),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000145, _D('2023-01-01'), _D('2023-12-31'), 'rate', _TAF + 'SR-FINRA-2020-032', high=7.27),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000166, _D('2024-01-01'), _D('2025-12-31'), 'rate', _TAF + 'SR-FINRA-2020-032, SR-FINRA-2024-019', high=8.30),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000195, _D('2026-01-01'), _D('2026-09-30'), 'rate', _TAF + 'SR-FINRA-2024-019', high=9.79),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000195, _D('2026-10-01'), _D('2026-12-31'), 'bound', _TAF + 'SR-FINRA-2024-019; SR-FINRA-2026-021 may waive it', high=9.79),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000232, _D('2027-01-01'), _D('2027-12-31'), 'rate', _TAF + 'SR-FINRA-2024-019', high=11.61),
-    Rate('tiered fixed', 'taf', 'sell', 'share', .000240, _D('2028-01-01'), _END, 'bound', _TAF + 'SR-FINRA-2024-019: the rate of 2028', high=12.05),
-]
+    Rate('tiered fixed', 'audit_trail', 'both', 'share', .0001, _D('2024-09-01'), _END, 'bound', 'FINRA rule 6897; IB has charged .000072 or less')]
+
+# %% ../../nbs/trade/40_costs.ipynb #2b352de3
+def _steps(name, per, source, *rows):
+    "Rows that follow each other: (first day, rate, kind, source[, high]) each, the last one without end."
+    ends = [date.fromordinal(_D(o[0]).toordinal() - 1) for o in rows[1:]] + [_END]
+    return [Rate('tiered fixed', name, 'sell', per, o[1], _D(o[0]), e, o[2], f'{source}, {o[3]}', high=o[4] if len(o) > 4 else float('inf')) for o, e in zip(rows, ends)]
+
+RATES += _steps('sec', 'value', 'SEC, order on transaction fee rates',
+    ('2021-01-01', 22.10e-6, 'rate', 'fiscal 2021 (the rate before)'), ('2021-02-25', 5.10e-6, 'rate', 'fiscal 2021'),
+    ('2022-05-14', 22.90e-6, 'rate', 'fiscal 2022 (34-94420)'), ('2023-02-27', 8.00e-6, 'rate', 'fiscal 2023 (34-96724)'),
+    ('2024-05-22', 27.80e-6, 'rate', 'fiscal 2024 (34-99973)'), ('2025-05-14', 0., 'rate', 'fiscal 2025 (34-102779)'),
+    ('2026-04-04', 20.60e-6, 'rate', 'fiscal 2026 (34-104909)'), ('2026-11-29', 27.80e-6, 'bound', 'not yet published: the highest since 2007'))
+
+# %% ../../nbs/trade/40_costs.ipynb #72a9147a
+RATES += _steps('taf', 'share', 'FINRA, Schedule A section 1',
+    ('2012-07-01', .000119, 'rate', 'Regulatory Notice 12-31', 5.95), ('2022-01-01', .000130, 'rate', 'SR-FINRA-2020-032', 6.49),
+    ('2023-01-01', .000145, 'rate', 'SR-FINRA-2020-032', 7.27), ('2024-01-01', .000166, 'rate', 'SR-FINRA-2020-032 and 2024-019', 8.30),
+    ('2026-01-01', .000195, 'rate', 'SR-FINRA-2024-019', 9.79), ('2026-10-01', .000195, 'bound', 'SR-FINRA-2024-019; 2026-021 may waive it', 9.79),
+    ('2027-01-01', .000232, 'rate', 'SR-FINRA-2024-019', 11.61), ('2028-01-01', .000240, 'bound', 'SR-FINRA-2024-019, for 2028', 12.05))
 
 # %% ../../nbs/trade/40_costs.ipynb #254f3d0d
 PLANS = {'tiered': .0025, 'fixed': .0025, 'paper': .001} # slippage in USD a share
@@ -74,7 +75,8 @@ def rates(
     if plan not in PLANS: raise UsageError(f'no commission plan {plan!r}', '', f"choose one of {', '.join(PLANS)}")
     rows = tuple(r for r in RATES if plan in r.plan.split() and r.since <= day <= r.until)
     if lacking := _NAMES[plan] - {r.name for r in rows}:
-        raise DataError(f"no {' and '.join(sorted(lacking))} rate is known for {day}", f'the table of the {plan} plan has no row for it', 'add a sourced row to spyresearch.trade.costs.RATES')
+        raise DataError(f"no {' and '.join(sorted(lacking))} rate is known for {day}", f'the table of the {plan} plan has no row for it',
+                        'add a sourced row to spyresearch.trade.costs.RATES')
     return rows
 
 # %% ../../nbs/trade/40_costs.ipynb #12343e5e
@@ -83,6 +85,7 @@ def _charge(r, qty, px, commission):
     usd = r.rate*{'share': qty, 'value': qty*px, 'commission': commission}[r.per]
     return min(max(usd, r.low), r.high, r.high_frac*qty*px)
 
+# %% ../../nbs/trade/40_costs.ipynb #cf8ec5b5
 def fees_usd(
     plan:str, # tiered, fixed or paper
     qty:float, # shares

@@ -27,6 +27,7 @@ def sharpe(
     r = np.asarray(daily, float)
     return float(r.mean()/r.std(ddof=1)*sqrt(YEAR)) if len(r) > 1 and r.std() > 1e-15 else float('nan')
 
+# %% ../../nbs/trade/45_significance.ipynb #37b6384c
 def _shape(r):
     "Daily Sharpe ratio, skewness and kurtosis (3 for a normal)."
     z = (r - r.mean())/r.std()
@@ -37,6 +38,7 @@ def sharpe_error(daily) -> float: # a year
     r = np.asarray(daily, float); s, skew, kurt = _shape(r)
     return float(sqrt((1 - skew*s + (kurt - 1)/4*s**2)/(len(r) - 1)*YEAR))
 
+# %% ../../nbs/trade/45_significance.ipynb #6eed1730
 def sharpe_interval(daily, level:float=.9) -> tuple: # lower, upper
     "Normal interval of the Sharpe ratio."
     half = _N.inv_cdf((1 + level)/2)*sharpe_error(daily)
@@ -50,6 +52,7 @@ def psr(
     "Probability that the true Sharpe ratio exceeds `hurdle`."
     return _N.cdf((sharpe(daily) - hurdle)/sharpe_error(daily))
 
+# %% ../../nbs/trade/45_significance.ipynb #aa990dd3
 def best_of(
     n_trials:int, # configurations tried, this one included
     spread:float, # standard deviation of their Sharpe ratios, a year
@@ -59,8 +62,8 @@ def best_of(
     gamma = 0.5772156649015329
     return spread*((1 - gamma)*_N.inv_cdf(1 - 1/n_trials) + gamma*_N.inv_cdf(1 - 1/(n_trials*euler)))
 
-def dsr(
-    daily, # net simple returns
+# %% ../../nbs/trade/45_significance.ipynb #94b69975
+def dsr(    daily, # net simple returns
     n_trials:int, # from the ledger
     spread:float|None=None, # of the trials' Sharpe ratios, a year
 ) -> float: # probability
@@ -68,21 +71,28 @@ def dsr(
     return psr(daily, best_of(n_trials, sqrt(YEAR/(len(daily) - 1)) if spread is None else spread))
 
 # %% ../../nbs/trade/45_significance.ipynb #e1d55492
+def _halves(splits):
+    "Every way to choose half of the blocks, as rows of 0 and 1."
+    picks = list(combinations(range(splits), splits//2)); out = np.zeros((len(picks), splits))
+    out[np.arange(len(picks))[:, None], picks] = 1
+    return out
+
+def _ratios(pick, blocks):
+    "Daily Sharpe ratio of each configuration over each choice of blocks [splits, days, configurations]."
+    n = blocks.shape[1]*pick[0].sum(); mean = pick @ blocks.sum(1)/n
+    return mean/np.sqrt(np.maximum(pick @ (blocks**2).sum(1)/n - mean**2, 1e-18))
+
+# %% ../../nbs/trade/45_significance.ipynb #27637df4
 def pbo(
     configurations, # [days, configurations] net returns
     splits:int=16, # blocks
 ) -> float: # probability
     "Probability that the configuration chosen in sample is below the median out of sample."
     m = np.asarray(configurations, float)
-    if m.ndim != 2 or m.shape[1] < 2: raise DataError('PBO needs two configurations or more', f'got an array of shape {m.shape}', 'give the daily returns of every configuration tried')
+    if m.ndim != 2 or m.shape[1] < 2: raise DataError('PBO needs two configurations or more', f'got {m.shape}', 'give the daily returns of all that were tried')
     if len(m) < 2*splits: raise DataError(f'PBO needs {2*splits} days or more', f'got {len(m)}', 'use a longer span')
     blocks = m[:len(m)//splits*splits].reshape(splits, -1, m.shape[1])
-    total, square, size = blocks.sum(1), (blocks**2).sum(1), blocks.shape[1]
-    pick = np.zeros((len(c := list(combinations(range(splits), splits//2))), splits)); pick[np.arange(len(c))[:, None], c] = 1
-    def ratio(p):
-        n, a, b = size*splits//2, p @ total, p @ square
-        return a/np.sqrt(np.maximum(b/n - (a/n)**2, 1e-18))
-    past, future = ratio(pick), ratio(1 - pick)
+    pick = _halves(splits); past, future = _ratios(pick, blocks), _ratios(1 - pick, blocks)
     best = past.argmax(1)[:, None]
     mine = np.take_along_axis(future, best, 1)
     rank = (future < mine).sum(1) + ((future == mine).sum(1) + 1)/2
@@ -94,11 +104,13 @@ def max_drawdown(daily) -> float: # zero or less
     equity = np.cumprod(1 + np.asarray(daily, float))
     return float((equity/np.maximum(np.maximum.accumulate(equity), 1.) - 1).min(initial=0.))
 
+# %% ../../nbs/trade/45_significance.ipynb #6417d7ed
 def top_days_share(daily, n:int=5) -> float: # of the whole gain; NaN if there is none
     "Share of the total gain earned on the best `n` days; above 1 when all other days together lost."
     r = np.sort(np.asarray(daily, float))
     return float(r[-n:].sum()/r.sum()) if r.sum() > 0 else float('nan')
 
+# %% ../../nbs/trade/45_significance.ipynb #6fa401e9
 def profit_factor(
     trades:pd.DataFrame, # columns qty, entry_px, net_bp
 ) -> float: # NaN without a losing trade
@@ -107,7 +119,7 @@ def profit_factor(
     lost = -usd[usd < 0].sum()
     return float(usd[usd > 0].sum()/lost) if lost > 0 else float('nan')
 
-# %% ../../nbs/trade/45_significance.ipynb #7b203a5a
+# %% ../../nbs/trade/45_significance.ipynb #aa055131
 def block_draws(
     n:int, # days
     seed:int=0,
@@ -118,6 +130,7 @@ def block_draws(
     starts = np.random.default_rng(seed).integers(0, n, (draws, -(-n//block)))
     return ((starts[..., None] + np.arange(block)) % n).reshape(draws, -1)[:, :n]
 
+# %% ../../nbs/trade/45_significance.ipynb #b9195ab4
 def _sharpes(r, at):
     "Sharpe ratio a year of every draw; zero where nothing moves."
     m, s = r[at].mean(1), r[at].std(1, ddof=1)
@@ -128,6 +141,7 @@ def sharpe_bootstrap(daily, level:float=.9, seed:int=0) -> tuple: # lower, upper
     r = np.asarray(daily, float)
     return tuple(np.quantile(_sharpes(r, block_draws(len(r), seed)), [(1 - level)/2, (1 + level)/2]).tolist())
 
+# %% ../../nbs/trade/45_significance.ipynb #bcd04737
 def sharpe_gain(
     daily, # net returns of the rule
     other, # of the rule to beat, on the same days
@@ -146,6 +160,7 @@ def _or_null(value, name, why, reasons):
     if value is not None and np.isfinite(value): return round(float(value), 6)
     reasons[name] = why
 
+# %% ../../nbs/trade/45_significance.ipynb #dee8bf73
 def summary(
     result, # a Result
     n_trials:int=1, # configurations tried, from the ledger
@@ -156,12 +171,11 @@ def summary(
     moves, many = len(r) > 2 and r.std() > 1e-15, configurations is not None and np.shape(configurations)[1] > 1
     spread = np.std([sharpe(o) for o in np.asarray(configurations, float).T], ddof=1) if many else None
     still, one = 'no return moved' if len(r) > 2 else 'fewer than three days', 'only one configuration was tried'
-    raw = dict(
-        sharpe=(sharpe(r) if moves else None, still), psr=(psr(r) if moves else None, still), dsr=(dsr(r, n_trials, spread) if moves else None, still),
-        pbo=(pbo(configurations) if many and len(r) >= 32 else None, one if not many else 'fewer than 32 days'),
-        max_drawdown=(max_drawdown(r), ''), profit_factor=(profit_factor(t), 'no losing trade' if len(t) else 'no trade'),
-        net_bp_per_trade=(t['net_bp'].mean() if len(t) else None, 'no trade'), top5_day_share=(top_days_share(r), 'no gain to share out'))
-    out = {k: _or_null(v, k, w, why) for k, (v, w) in raw.items()}
-    low, high = sharpe_bootstrap(r) if moves else (None, None)
-    extra = dict(n_trades=len(t), n_days=len(r), sharpe_low=_or_null(low, 'sharpe_low', still, why), sharpe_high=_or_null(high, 'sharpe_high', still, why))
-    return out | extra | dict(total_return=round(float(np.prod(1 + r) - 1), 6), n_trials=int(n_trials), reasons=why)
+    risk = dict(sharpe=sharpe(r), psr=psr(r), dsr=dsr(r, n_trials, spread), sharpe_low=(b := sharpe_bootstrap(r))[0], sharpe_high=b[1]) if moves else {}
+    out = {k: _or_null(risk.get(k), k, still, why) for k in ('sharpe', 'psr', 'dsr', 'sharpe_low', 'sharpe_high')}
+    out['pbo'] = _or_null(pbo(configurations) if many and len(r) >= 32 else None, 'pbo', 'fewer than 32 days' if many else one, why)
+    out['profit_factor'] = _or_null(profit_factor(t), 'profit_factor', 'no losing trade' if len(t) else 'no trade', why)
+    out['net_bp_per_trade'] = _or_null(t['net_bp'].mean() if len(t) else None, 'net_bp_per_trade', 'no trade', why)
+    out['top5_day_share'] = _or_null(top_days_share(r), 'top5_day_share', 'no gain to share out', why)
+    total = round(float(np.prod(1 + r) - 1), 6)
+    return out | dict(max_drawdown=round(max_drawdown(r), 6), n_trades=len(t), n_days=len(r), total_return=total, n_trials=int(n_trials), reasons=why)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import DataError, UsageError
+from ..core import UsageError
 from ..sessions import MINUTES, add_sessions, session
 from ..bars import Grid, filled_close
 from .costs import Costs
@@ -38,6 +38,7 @@ def buy_hold(g:Grid) -> Plan:
     "Buy once, collect dividends, sell at the end."
     return Plan('buy_hold', _whole(g, 1), np.ones(len(g.days)), overnight=True)
 
+# %% ../../nbs/trade/44_strategies.ipynb #8c9f625e
 def always_long(g:Grid) -> Plan:
     "Long every day from the open to the close, never overnight."
     t = _whole(g, 1); t[np.arange(len(t)), g.n - 2] = 0
@@ -54,6 +55,7 @@ def prior_close(
     cash = [(dividends or {}).get(d, 0.) for d in g.days]
     return np.where(follows, np.r_[np.nan, last[:-1]], np.nan) - cash
 
+# %% ../../nbs/trade/44_strategies.ipynb #1fdada14
 def noise_band(
     g:Grid,
     dividends=None, # ex-date -> USD a share
@@ -66,7 +68,7 @@ def noise_band(
     prior = prior_close(g, dividends)[:, None]
     return np.maximum(first, prior)*(1 + wide), np.minimum(first, prior)*(1 - wide)
 
-# %% ../../nbs/trade/44_strategies.ipynb #2aacc93e
+# %% ../../nbs/trade/44_strategies.ipynb #d9452a3e
 def day_vwap(g:Grid) -> np.ndarray: # [D, 390] USD; NaN before the first bar
     "Volume-weighted average price since the open, each bar at the mean of high, low and close."
     v = np.nan_to_num(g.volume)
@@ -74,6 +76,7 @@ def day_vwap(g:Grid) -> np.ndarray: # [D, 390] USD; NaN before the first bar
     total = np.cumsum(v, 1)
     return np.divide(np.cumsum(paid, 1), total, out=np.full(total.shape, np.nan), where=total > 0)
 
+# %% ../../nbs/trade/44_strategies.ipynb #7ecd7d0c
 def target_leverage(
     g:Grid,
     dividends=None, # ex-date -> USD a share
@@ -132,6 +135,7 @@ def _wanted(plan, g, scored):
     want[ends, last[ends] - 1] = 0
     return want
 
+# %% ../../nbs/trade/44_strategies.ipynb #e869bbe5
 def _held(want, g):
     "Each existing bar's place, what is held during it (the target of the minute before), and whether it is its day's first."
     at = np.flatnonzero(g.seen.ravel())
@@ -141,6 +145,16 @@ def _held(want, g):
     return at, held, first
 
 # %% ../../nbs/trade/44_strategies.ipynb #7cf03e8f
+def _leg(plan, g, at, held, i, j):
+    "The leg from bar `i` to bar `j`; if `j` is another night or does not exist, closed at the last close before it."
+    (d, m), e = divmod(int(at[i]), MINUTES), int(at[j]) if j < len(at) else -1
+    late = e < 0 or (e//MINUTES != d and not plan.overnight)
+    x, xm = divmod(int(at[j - 1]) if late else e, MINUTES)
+    reason = 'no bar to leave in' if late else 'reversed' if held[j] else 'session end' if xm == g.n[x] - 1 else 'signal gone'
+    return Leg(int(held[i]), d, m, float(g.open[d, m]), x, xm, float((g.close if late else g.open)[x, xm]),
+               float(plan.leverage[d]), float(g.close.ravel()[at[i - 1]]), reason)
+
+# %% ../../nbs/trade/44_strategies.ipynb #cc7a1bde
 def legs(
     plan:Plan,
     g:Grid,
@@ -151,15 +165,6 @@ def legs(
     at, held, first = _held(_wanted(plan, g, scored), g)
     turn = np.flatnonzero((np.diff(held, prepend=0) != 0) | (first & (not plan.overnight)))
     return [_leg(plan, g, at, held, int(i), int(j)) for i, j in zip(turn, np.r_[turn[1:], len(at)]) if held[i]]
-
-def _leg(plan, g, at, held, i, j):
-    "The leg from bar `i` to bar `j`; if `j` is another night or does not exist, closed at the last close before it."
-    (d, m), e = divmod(int(at[i]), MINUTES), int(at[j]) if j < len(at) else -1
-    late = e < 0 or (e//MINUTES != d and not plan.overnight)
-    x, xm = divmod(int(at[j - 1]) if late else e, MINUTES)
-    reason = 'no bar to leave in' if late else 'reversed' if held[j] else 'session end' if xm == g.n[x] - 1 else 'signal gone'
-    return Leg(int(held[i]), d, m, float(g.open[d, m]), x, xm, float((g.close if late else g.open)[x, xm]),
-               float(plan.leverage[d]), float(g.close.ravel()[at[i - 1]]), reason)
 
 # %% ../../nbs/trade/44_strategies.ipynb #86ce86b1
 TRADES = ['entry_at', 'exit_at', 'side', 'qty', 'entry_px', 'exit_px', 'gross_bp', 'cost_bp', 'net_bp', 'reason']
@@ -176,12 +181,13 @@ def equity(self:Result) -> pd.Series:
     "Growth of one dollar."
     return (1 + self.daily).cumprod()
 
+# %% ../../nbs/trade/44_strategies.ipynb #0de6f7ca
 @patch(as_prop=True)
 def drawdown(self:Result) -> pd.Series:
     "Fraction below the highest equity so far (the start counts); zero or less."
     return self.equity/np.maximum(self.equity.cummax(), 1.) - 1
 
-# %% ../../nbs/trade/44_strategies.ipynb #4a8cb67b
+# %% ../../nbs/trade/44_strategies.ipynb #bdb12420
 def _gains(leg, marks, cash):
     "USD a share that a position gains on each day it lives, {day: gain}; `marks` are last closes, `cash` dividends, both [D]."
     mark, out = leg.entry_px, {}
@@ -190,6 +196,7 @@ def _gains(leg, marks, cash):
         out[d], mark = leg.side*(now - mark + (cash[d] if d > leg.day else 0.)), now
     return out
 
+# %% ../../nbs/trade/44_strategies.ipynb #57962f08
 def _fees(leg, qty, g, costs):
     "USD paid to get in, and to get out."
     sides = ('buy', 'sell') if leg.side > 0 else ('sell', 'buy')
@@ -231,7 +238,7 @@ BENCHMARKS = ('noise_area', 'buy_hold', 'always_long', 'flat')
 def benchmark(
     name:str, # one of BENCHMARKS
     g:Grid, # bars before the scored days serve as warm-up
-    costs:Costs=Costs(),
+    costs:Costs|None=None, # tiered by default
     scored=None, # [D] bool
     dividends=None, # ex-date -> USD a share
     equity_usd:float=100_000.,
@@ -239,4 +246,4 @@ def benchmark(
     "A benchmark rule from bars to money."
     if name not in BENCHMARKS: raise UsageError(f'no benchmark {name!r}', '', f"choose one of {', '.join(BENCHMARKS)}")
     plan = noise_area(g, dividends) if name == 'noise_area' else globals()[name](g)
-    return book(name, legs(plan, g, scored), g, costs, scored, equity_usd, dividends)
+    return book(name, legs(plan, g, scored), g, costs or Costs(), scored, equity_usd, dividends)
