@@ -64,6 +64,7 @@ def stamps(
     s = session(day); first, off = s.open.hour*60 + s.open.minute, s.open.isoformat()[19:]
     return tuple(f'{day}T{m//60:02}:{m%60:02}:00{off}' for m in range(first, first + s.n_minutes, step))
 
+# %% ../nbs/03_folder.ipynb #7dddc6fd
 _ISO = re.compile(rb'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d')
 
 def _spreadsheet(data):
@@ -117,6 +118,7 @@ def count_fault(
 
 # %% ../nbs/03_folder.ipynb #8da89a1e
 SCHEMA = 1  # of files and manifests; another number means another layout
+_EMPTY = dict(schema=SCHEMA, provenance=None, days={}, absent={}, lacks={}, files={})
 
 class DayFolder:
     "A folder with one CSV a session, and its manifest."
@@ -131,7 +133,7 @@ class DayFolder:
 
     def load(self):
         "Read the manifest (again): another run may have written it."
-        self.claimed, self.m = self.manifest.exists(), dict(schema=SCHEMA, provenance=None, days={}, absent={}, lacks={}, files={})
+        self.claimed, self.m = self.manifest.exists(), json.loads(json.dumps(_EMPTY))
         if self.claimed: self.m |= self._read()
 
     def file(self, day): return self.path/f'{day}.csv'
@@ -197,7 +199,7 @@ def parse(self:DayFolder,
     except pa.ArrowInvalid as e: return bad(f"a line cannot be read: {str(e).splitlines()[0][:160]}")
     return self._doubt(day, data, times, names, x), times, names, x
 
-# %% ../nbs/03_folder.ipynb #7d23e49e
+# %% ../nbs/03_folder.ipynb #99659c73
 @patch
 def _doubt(self:DayFolder, day, data, times, names, x):
     "Why a file that can be read does not count; '' if it does."
@@ -209,6 +211,7 @@ def _doubt(self:DayFolder, day, data, times, names, x):
     if 'sha256' in e and hashlib.sha256(data).hexdigest() != e['sha256']: return 'changed since it was written: its hash is not the one in the manifest'
     return ''
 
+# %% ../nbs/03_folder.ipynb #5b273717
 def _frame(parts, names, step=1):
     "One frame from `(day, times, values)` of several days."
     def place(d, times):
@@ -229,6 +232,7 @@ def reason(self:DayFolder,
     if self._seen.get(day, ('',))[0] != key: self._seen[day] = key, self.parse(day)[0]
     return self._seen[day][1]
 
+# %% ../nbs/03_folder.ipynb #fc4c31c7
 @patch
 def on_disk(self:DayFolder) -> list: # dates, ascending
     "Days that have a file, valid or not."

@@ -37,11 +37,17 @@ class Store:
         self._lock = None
         self.provenance = self._source(provenance)
 
-    quarantined = property(lambda self: self.root/'quarantine')
-    models = property(lambda self: self.root/'models')
-    journal = property(lambda self: self.root/'journal')
-    absent = property(lambda self: {date.fromisoformat(d): o for d, o in self.original.m['absent'].items()})
-    lacks = property(lambda self: dict(self.original.m['lacks']))
+# %% ../nbs/05_store.ipynb #2a03b7a8
+@patch(as_prop=True)
+def quarantined(self:Store): "Where files lie that do not count."; return self.root/'quarantine'
+@patch(as_prop=True)
+def models(self:Store): "Trained models."; return self.root/'models'
+@patch(as_prop=True)
+def journal(self:Store): "Append-only records."; return self.root/'journal'
+@patch(as_prop=True)
+def absent(self:Store): "Session -> the source that has no bar of it."; return {date.fromisoformat(d): o for d, o in self.original.m['absent'].items()}
+@patch(as_prop=True)
+def lacks(self:Store): "Kind of bars -> which source refused it, and why."; return dict(self.original.m['lacks'])
 
 # %% ../nbs/05_store.ipynb #b8ec782f
 @patch
@@ -67,7 +73,7 @@ def _writable(self:Store):
     "Refuse to write data of unknown origin."
     if not self.provenance: raise DataError(f'{self.root}: nobody said where the data come from', 'a store without provenance can only be read', 'open it with the provenance of its source')
 
-# %% ../nbs/05_store.ipynb #6ebb48ee
+# %% ../nbs/05_store.ipynb #2a638458
 @patch
 def write_raw(self:Store,
     day:date,
@@ -83,6 +89,7 @@ def write_raw(self:Store,
         raise DataError(f'{f.file(day)} is complete and sealed', 'other bars for the same day were to replace it', 'move the file away if it should be fetched again')
     return f.write(day, df, known_gaps, sealed)
 
+# %% ../nbs/05_store.ipynb #315faddb
 @patch
 def mark_absent(self:Store,
     days, # sessions the source has no data for
@@ -102,7 +109,7 @@ def mark_lacking(self:Store,
     "Remember a kind of bars that the source does not give."
     self._writable(); self.original.m['lacks'][what] = dict(source=source, why=why); self.original.save()
 
-# %% ../nbs/05_store.ipynb #2a638458
+# %% ../nbs/05_store.ipynb #c10c2553
 @patch
 def raw(self:Store, day:date) -> pd.DataFrame|None:
     "One day's raw bars; None without a file."
@@ -115,10 +122,17 @@ def raw_frame(self:Store, days=None, upto=None) -> pd.DataFrame: "Raw bars of ma
 def five_days(self:Store) -> list: "Days with valid 5-minute bars."; return self.five.days()
 @patch
 def five_frame(self:Store, days=None, upto=None) -> pd.DataFrame: "5-minute bars of many days."; return self.five.frame(days, upto)
+
+# %% ../nbs/05_store.ipynb #909cce7a
 @patch
-def raw_hash(self:Store, day:date) -> str: "Hash of a day's raw bars; empty while the day is open."; return self.original.m['days'].get(str(day), {}).get('sha256', '')
+def raw_hash(self:Store, day:date) -> str:
+    "Hash of a day's raw bars; empty while the day is open."
+    return self.original.m['days'].get(str(day), {}).get('sha256', '')
+
 @patch
-def known_gaps(self:Store) -> dict: "Minutes the source lacks, by day."; return {date.fromisoformat(d): e['known_gaps'] for d, e in self.original.m['days'].items() if e.get('known_gaps')}
+def known_gaps(self:Store) -> dict: # date -> [HH:MM]
+    "Minutes the source lacks."
+    return {date.fromisoformat(d): e['known_gaps'] for d, e in self.original.m['days'].items() if e.get('known_gaps')}
 
 # %% ../nbs/05_store.ipynb #78d889bc
 @patch
@@ -204,7 +218,7 @@ def quarantine(self:Store,
     except OSError as e: raise FolderError(f'cannot move {path} to quarantine', e.strerror or str(e), 'make the folder writable, then run again') from e
     return free
 
-# %% ../nbs/05_store.ipynb #a16fc168
+# %% ../nbs/05_store.ipynb #8f60b0fc
 @patch
 def tidy(self:Store) -> dict: # file under the root -> why it was set aside
     "Set aside every raw file that does not count; take in complete files that a killed run left without an entry."
@@ -217,6 +231,7 @@ def tidy(self:Store) -> dict: # file under the root -> why it was set aside
         out['original_data/daily.csv'] = why; self.quarantine(daily, why); self.original.m['files'].pop('daily.csv', None)
     return out
 
+# %% ../nbs/05_store.ipynb #641bc9ba
 @patch
 def _admit(self:Store, f, day, out):
     "One file: set aside, taken in, or left as it is."
@@ -249,6 +264,7 @@ def lock(self:Store,
         if first: note.unlink(missing_ok=True)
         self._lock.release()
 
+# %% ../nbs/05_store.ipynb #1aa19e1d
 @patch
 def _take(self:Store, note, command):
     "Say who holds the folder, and read what the last holder left."
@@ -257,7 +273,6 @@ def _take(self:Store, note, command):
     for f in self.folders: f.load()
     self.provenance = self._source(self.provenance)
 
-# %% ../nbs/05_store.ipynb #375f231e
 @patch
 def _held_by(self:Store, note):
     "Who is in the way."

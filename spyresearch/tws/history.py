@@ -42,6 +42,7 @@ def sound(
     with np.errstate(invalid='ignore'): whole = (px > 0).all(1) & (px[:, 1] >= px.max(1)) & (px[:, 2] <= px.min(1)) & (vol >= 0)
     return whole & ~df.index.duplicated()
 
+# %% ../../nbs/tws/15_history.ipynb #fc9549f8
 def due(
     day:date,
     asof:datetime, # aware
@@ -108,20 +109,23 @@ class Walk:
 
     def known(self, remembered): return {} if self.again else remembered   # `again`: forget what the source refused
 
-    async def head(self):
-        "The day on which the source's data begin; asked once, and the answer may be an error."
-        if not self.begin:
-            try: self.begin['day'] = (await self.link.head_timestamp()).astimezone(ET).date()
-            except Dropped: raise
-            except FeedError as e: self.begin['error'] = e
-        if 'error' in self.begin: raise self.begin['error']
-        return self.begin['day']
-
-    async def source(self):
-        "Who is asked: provenance and beginning."
-        try: return f'{self.link.provenance} from {await self.head()}'
+# %% ../../nbs/tws/15_history.ipynb #0c387520
+@patch
+async def head(self:Walk) -> date:
+    "The day on which the source's data begin; the answer may be an error."
+    if not self.begin:
+        try: self.begin['day'] = (await self.link.head_timestamp()).astimezone(ET).date()
         except Dropped: raise
-        except FeedError: return self.link.provenance
+        except FeedError as e: self.begin['error'] = e
+    if 'error' in self.begin: raise self.begin['error']
+    return self.begin['day']
+
+@patch
+async def source(self:Walk) -> str:
+    "Who is asked: provenance and beginning."
+    try: return f'{self.link.provenance} from {await self.head()}'
+    except Dropped: raise
+    except FeedError: return self.link.provenance
 
 # %% ../../nbs/tws/15_history.ipynb #0e0a690d
 @patch
@@ -215,7 +219,7 @@ async def beside(self:Walk, what, days):
     self.store.mark_lacking(what, await self.source(), why)
     return None
 
-# %% ../../nbs/tws/15_history.ipynb #ef216517
+# %% ../../nbs/tws/15_history.ipynb #3f19f8a8
 @patch
 async def fetch_span(self:Walk, days):
     "Fetch some neighbouring sessions and write each of them."
@@ -233,6 +237,7 @@ async def fetch_span(self:Walk, days):
 
 @patch
 def step(self:Walk, days):
+    "Count sessions for the progress bar."
     self.done += len(days); self.progress(self.done, self.total, f'{days[0]}')
 
 # %% ../../nbs/tws/15_history.ipynb #74930db2
@@ -261,6 +266,7 @@ async def pool(
         for t in tasks: t.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+# %% ../../nbs/tws/15_history.ipynb #cfd64709
 @patch
 async def minutes(self:Walk, wanted):
     "Bring the raw minute bars of the wanted sessions up to date."
@@ -302,7 +308,7 @@ async def daily(self:Walk):
     if len(df) > len(have): self.store.write_daily_bars(df)
     self.report.daily_rows = len(df)
 
-# %% ../../nbs/tws/15_history.ipynb #14a7acc4
+# %% ../../nbs/tws/15_history.ipynb #c07b0d5f
 @patch
 async def _daily_frame(self:Walk, duration):
     "Daily bars of closed sessions with their dividends; None if the source gives none."
@@ -318,7 +324,11 @@ async def _daily_frame(self:Walk, duration):
     except FeedError as e: self.report.lacking['dividends'] = e.why or e.what; return df
     return df.assign(dividend=dividends(df['close'].to_numpy(), adj['close'].reindex(df.index).to_numpy()))
 
-def at_open(df, asof):
+# %% ../../nbs/tws/15_history.ipynb #c384fae0
+def at_open(
+    df:pd.DataFrame, # daily bars, index New York midnights
+    asof:datetime, # aware
+) -> pd.DataFrame:
     "Daily bars of sessions that had closed by `asof`, at their opens."
     ok = [is_session(t.date()) and session(t.date()).close <= pd.Timestamp(asof) for t in df.index]
     return df[ok].set_axis(pd.DatetimeIndex([session(t.date()).open for t in df.index[ok]], tz=ET, name='Datetime').as_unit('ns'))

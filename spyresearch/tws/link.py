@@ -24,14 +24,17 @@ class Pacing(FeedError): "TWS asks for a slower pace."
 class TimedOut(FeedError): "No answer within the deadline."
 class Dropped(FeedError): "The connection ended while an answer was awaited."
 
-_HARMLESS = {165, 366, 399, 2174, 10167}  # notices about a request that do not end it
-_PERMISSION = {354, 10089, 10090, 10091, 10168, 10186, 10189}
-_RULES = [(Pacing, 'pacing|max(imum)? rate|too many|simultaneous', 'wait ten minutes, then run again; what was complete is kept'),
-          (PermissionMissing, 'permission|not subscribed|subscription', 'subscribe to the data in the account management of Interactive Brokers, or go on without'),
-          (NoData, 'returned no data|no data', 'ask for another span or kind of data'),
-          (TimedOut, 'cancell?ed', 'run again; what was complete is kept')]
+# %% ../../nbs/tws/14_link.ipynb #a12ad65e
+_HARMLESS = {165, 366, 399, 2174, 10167}
+_CODES = {100: Pacing, 322: Pacing, 420: Pacing} | dict.fromkeys((354, 10089, 10090, 10091, 10168, 10186, 10189), PermissionMissing)
+_WORDS = {Pacing: r'pacing|max(imum)? rate|too many|simultaneous', PermissionMissing: r'permission|subscri', NoData: r'no data', TimedOut: r'cancell?ed'}
+_SAYS = {Pacing: ('TWS asks for a slower pace', 'wait ten minutes, then run again; what was complete is kept'),
+         PermissionMissing: ('the account may not see this', 'subscribe to the data in the account management of Interactive Brokers, or go on without'),
+         NoData: ('TWS has no data', 'ask for another span or kind of data'),
+         TimedOut: ('TWS cancelled the request', 'run again; what was complete is kept'),
+         FeedError: ('TWS refused the request', 'look the code up among the message codes of the TWS API')}
 
-# %% ../../nbs/tws/14_link.ipynb #744e4c06
+# %% ../../nbs/tws/14_link.ipynb #20564554
 def refusal(
     code:int, # TWS error code
     text:str, # its words
@@ -39,11 +42,9 @@ def refusal(
 ) -> FeedError|None: # None if the code does not end a request
     "The error that a TWS message stands for."
     if code in _HARMLESS or 2100 <= code < 2170: return None
-    kind = PermissionMissing if code in _PERMISSION else Pacing if code in (100, 322, 420) else None
-    rule = next((r for r in _RULES if (kind or r[0]) is r[0] and (kind or re.search(r[1], text, re.I))), None) if code in (162, *_PERMISSION, 100, 322, 420) else None
-    cls, todo = (rule[0], rule[2]) if rule else (FeedError, 'look the code up in the TWS API message codes')
-    what = {NoData: 'TWS has no data', Pacing: 'TWS asks for a slower pace', PermissionMissing: 'the account may not see this', TimedOut: 'TWS cancelled the request'}.get(cls, 'TWS refused the request')
-    return cls(f'{what}: {asked}', f"error {code}: {text.rsplit('message:', 1)[-1].strip()}", todo)
+    kind = next((k for k, w in _WORDS.items() if re.search(w, text, re.I)), FeedError) if code == 162 else _CODES.get(code, FeedError)
+    what, todo = _SAYS[kind]
+    return kind(f'{what}: {asked}', f"error {code}: {text.rsplit('message:', 1)[-1].strip()}", todo)
 
 # %% ../../nbs/tws/14_link.ipynb #f4e298e4
 class Limiter:
@@ -59,7 +60,7 @@ class Limiter:
         full = self.spent[len(self.spent) + cost - self.budget - 1] + self.window_s - now if len(self.spent) + cost > self.budget else 0.
         return max(self.until - now, self.last.get(key, -1e9) + self.same_s - now, full if cost else 0., 0.)
 
-# %% ../../nbs/tws/14_link.ipynb #36b815b0
+# %% ../../nbs/tws/14_link.ipynb #9eb06090
 @patch
 @asynccontextmanager
 async def slot(self:Limiter,
@@ -72,6 +73,7 @@ async def slot(self:Limiter,
         self.last[key] = self.clock.monotonic(); self.spent.extend([self.last[key]]*cost)
         yield
 
+# %% ../../nbs/tws/14_link.ipynb #2ca478fd
 @patch
 def slow_down(self:Limiter) -> float: # seconds; 0 when there is no point in waiting again
     "A pacing violation: stand still, longer the second time. Two requests hit by one are one violation."
@@ -90,6 +92,7 @@ def _supported():
         raise FeedError(f'ib_async {v} is not supported', 'this module knows the inside of 2.1', 'install the locked dependencies')
     return ib_async
 
+# %% ../../nbs/tws/14_link.ipynb #16bc5fe6
 class _Watch:
     "What is heard from a server that we are trying to reach."
     def __init__(self, ib):
@@ -97,16 +100,18 @@ class _Watch:
         ib.client.conn.hasData += self.data
         ib.client.conn.disconnected += self.end
         ib.errorEvent += self.error
-    def data(self, data): 
+
+    def data(self, data):
         self.heard += data[:256 - len(self.heard)]
         if self.foreign: self.end('')
     def error(self, reqId, code, text, contract):
         if code == 326: self.taken = True; self.end('')
     def end(self, msg):
         if not self.over.done(): self.over.set_result(msg)
+
     foreign = property(lambda self: len(self.heard) >= 4 and struct.unpack('>I', self.heard[:4])[0] > 1 << 16)
 
-# %% ../../nbs/tws/14_link.ipynb #f2fd4a21
+# %% ../../nbs/tws/14_link.ipynb #3772008b
 _PORTS = 'TWS listens on 7496 (live) or 7497 (paper), IB Gateway on 4001 or 4002'
 _SWITCH = 'in TWS open Global Configuration, API, Settings: enable socket clients, trust this address, then run again'
 
@@ -116,6 +121,10 @@ def _diagnosis(at, watch, closed, error, deadline_s):
     if isinstance(error, ConnectionRefusedError): return FeedError(f'nothing listens at {at}', 'TWS or IB Gateway is not running there, or its API is on another port', f'start it and log in; {_PORTS}')
     if isinstance(error, OSError) and not isinstance(error, TimeoutError) and not watch.heard and not closed:
         return FeedError(f'{at} cannot be reached', error.strerror or str(error), 'check host, port and firewall')
+    return _half_way(at, watch, closed, deadline_s)
+
+def _half_way(at, watch, closed, deadline_s):
+    "The sentence when somebody is there, but no connection came about."
     if watch.foreign: return FeedError(f'{at} answers, but it is not TWS', f'it said {watch.heard[:40]!r}', f'check the port; {_PORTS}')
     if not watch.heard and closed: return FeedError(f'{at} closed the connection without a word', 'the API is switched off, or this address is not trusted', _SWITCH)
     if not watch.heard: return FeedError(f'{at} does not answer the handshake', f'nothing came in {deadline_s:g} s: the API is switched off, a confirmation window is open in TWS, or TWS hangs', _SWITCH)
@@ -158,6 +167,7 @@ async def connect(self:Link) -> Link:
     self.ib.errorEvent += self._heard
     return self
 
+# %% ../../nbs/tws/14_link.ipynb #833efee5
 @patch
 async def _try(self:Link, client_id):
     "One attempt; False if the id is taken."
@@ -184,6 +194,7 @@ def _heard(self:Link, reqId, code, text, contract):
     if waits is None: self.notices.append((code, text))
     elif not waits.done() and refusal(code, text, ''): waits.set_result((code, text))
 
+# %% ../../nbs/tws/14_link.ipynb #f3ec55fd
 @patch
 async def _ask(self:Link,
     send, # callable(reqId)
@@ -207,9 +218,9 @@ async def _ask(self:Link,
     except ConnectionError as e: raise self._gone(asked) from e
     finally: self._refused.pop(id_, None); wrapper._endReq(id_)
 
-# %% ../../nbs/tws/14_link.ipynb #f98e26ca
+# %% ../../nbs/tws/14_link.ipynb #acb6c596
 @patch
-def _gone(self:Link, asked): 
+def _gone(self:Link, asked):
     return Dropped(f'{self.at} ended the connection', f'while this was asked for: {asked}', 'start TWS again if it has stopped, then run again; what was complete is kept')
 
 @patch
@@ -229,6 +240,7 @@ async def qualify(self:Link):
         self.spy = found[0].contract
     return self.spy
 
+# %% ../../nbs/tws/14_link.ipynb #83f66d74
 @patch
 async def current_time(self:Link) -> datetime: # aware UTC, whole seconds
     "The server's clock."
@@ -240,7 +252,7 @@ async def current_time(self:Link) -> datetime: # aware UTC, whole seconds
         except ConnectionError as e: raise self._gone('the time') from e
     return t.astimezone(ZoneInfo('UTC'))
 
-# %% ../../nbs/tws/14_link.ipynb #30248751
+# %% ../../nbs/tws/14_link.ipynb #8081431a
 @patch
 async def head_timestamp(self:Link, what='TRADES') -> datetime: # aware
     "The earliest moment the source has data for."
@@ -252,6 +264,7 @@ async def head_timestamp(self:Link, what='TRADES') -> datetime: # aware
     self._heads[what] = t if t.tzinfo else t.replace(tzinfo=ZoneInfo('UTC'))
     return self._heads[what]
 
+# %% ../../nbs/tws/14_link.ipynb #a2680736
 @patch
 async def schedule(self:Link,
     n:int, # sessions
@@ -279,7 +292,7 @@ def bars_frame(
     x[:, 4:][x[:, 4:] < 0] = np.nan
     return pd.DataFrame(x, columns=_FIELDS, index=ix.rename('Datetime'))
 
-# %% ../../nbs/tws/14_link.ipynb #13794dca
+# %% ../../nbs/tws/14_link.ipynb #f039d84f
 @patch
 async def bars(self:Link,
     what:str, # TRADES, BID_ASK, MIDPOINT, OPTION_IMPLIED_VOLATILITY, ADJUSTED_LAST
@@ -292,12 +305,13 @@ async def bars(self:Link,
     from ib_async import BarDataList
     from ib_async.util import formatIBDatetime
     if end is not None and end.tzinfo is None: raise DataError(f'a request needs an aware end, not {end}', 'a naive time means another moment on each machine', 'add a time zone')
-    spy, client, asked = await self.qualify(), self.ib.client, f'{what} {size}, {duration} to {end:%Y-%m-%d %H:%M %Z}' if end else f'{what} {size}, {duration} to now'
+    spy, client = await self.qualify(), self.ib.client
+    asked = f'{what} {size}, {duration} to ' + (f'{end:%Y-%m-%d %H:%M %Z}' if end else 'now')
     send = lambda i: client.reqHistoricalData(i, spy, formatIBDatetime(end), duration, size, what, True, 2, False, None)
     cost = (2 if what == 'BID_ASK' else 1) if size.endswith('secs') and int(size.split()[0]) <= 30 else 0
     while True:
         try:
-            async with self.pace.slot((what, size, end, duration), cost): 
+            async with self.pace.slot((what, size, end, duration), cost):
                 got = bars_frame(await self._ask(send, asked, timeout_s, client.cancelHistoricalData, BarDataList()))
             self.pace.hits = 0
             return got
