@@ -76,6 +76,30 @@ def test_every_trade_on_real_bars_equals_an_outside_engines(bars):
     g = grid(bars[bars.index < '2024-04-01'])
     assert_same_trades(g, noise_area(g))
 
+def by_the_paper(g, d, dividends):
+    "The noise area's wishes on one day at the half hours, read from the paper with plain loops."
+    move = lambda i, m: abs(g.close[i, m]/g.open[i, 0] - 1)
+    ret = lambda i: g.close[i, g.n[i] - 1]/(g.close[i-1, g.n[i-1] - 1] - dividends.get(g.days[i], 0)) - 1
+    prior, paid, volume, out = g.close[d-1, g.n[d-1] - 1] - dividends.get(g.days[d], 0), 0., 0., {}
+    for m in range(360):
+        paid += (g.high[d, m] + g.low[d, m] + g.close[d, m])/3*g.volume[d, m]; volume += g.volume[d, m]
+        if (m + 1) % 30: continue
+        wide, px = np.mean([move(i, m) for i in [i for i in range(d) if m < g.n[i]][-14:]]), g.close[d, m]
+        long = px > max(g.open[d, 0], prior)*(1 + wide) and px > paid/volume
+        short = px < min(g.open[d, 0], prior)*(1 - wide) and px < paid/volume
+        out[m] = int(long) - int(short)
+    return out, min(4, .02/np.std([ret(i) for i in range(d - 14, d)], ddof=1))
+
+def test_the_noise_area_is_what_the_paper_says(bars, dividends):
+    g = grid(bars[bars.index < '2024-02-01'])
+    plan, wishes = noise_area(g, dividends), []
+    for d in (i for i in range(15, len(g.days)) if g.n[i] == MINUTES):
+        wish, leverage = by_the_paper(g, d, dividends)
+        assert plan.leverage[d] == pytest.approx(leverage, rel=1e-9)
+        for m, side in wish.items(): assert set(plan.target[d, m:min(m + 30, 388)]) == {side}
+        wishes += wish.values()
+    assert {-1, 0, 1} == set(wishes)
+
 def test_noise_area_is_reproduced(bars, dividends):
     "SSRN 4824172 on November 2023 to November 2025: 430 trades within 3 %, a Sharpe ratio of 1.08 within 0.1."
     g = grid(bars[bars.index < '2025-11-04'])
