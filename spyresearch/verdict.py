@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'BENCHMARKS', 'HORIZONS', 'MINUTE_HORIZONS', 'NEED', 'HEADLINE', 'FORECAST', 'HONEST', 'ODDS', 'CLAIM',
-           'NOT_THE_MARKET', 'at', 'reason', 'Rule', 'rule', 'forecast_rules', 'signals', 'money_rules', 'Verdict',
-           'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'first_screen']
+           'NOT_THE_MARKET', 'at', 'reason', 'Rule', 'rule', 'forecast_rules', 'money_rules', 'Verdict', 'judge',
+           'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'first_screen']
 
 # %% ../nbs/58_verdict.ipynb #74dcc3ec
 from dataclasses import dataclass
@@ -73,23 +73,15 @@ def forecast_rules(
                  lambda v: round(v, 3) <= NEED['coverage_pt'])]
 
 # %% ../nbs/58_verdict.ipynb #253c659b
-def signals(
-    ev:dict, # Evaluation JSON
-) -> tuple: # published, declared %, realised %
-    "Published signals of all horizons together."
-    s = [o for h in at(ev, 'horizons') or {} if at(o := at(ev, 'horizons', h, 'signals'), 'n')]
-    n = sum(o['n'] for o in s)
-    def mean(key): return sum(o['n']*o[key] for o in s)/n if n and all(at(o, key) is not None for o in s) else None
-    return n, mean('declared'), mean('realised')
-
 def money_rules(
     ev:dict, bt:dict, # Evaluation and Backtest JSON
+    said:dict, # from `signals.published`
     name:str, # of the strategy
 ) -> list:
     "What must hold for a strategy to be called an edge."
     s, noise = at(bt, 'strategies', name) or {}, at(bt, 'strategies', 'noise_area', 'sharpe')
     days, trades, net, sharpe, psr, dsr = at(ev, 'n_days'), *(at(s, k) for k in ('n_trades', 'net_bp_per_trade', 'sharpe', 'psr', 'dsr'))
-    _, declared, realised = signals(ev); gap = None if None in (declared, realised) else realised - declared
+    declared, realised = at(said, 'declared'), at(said, 'realised'); gap = None if None in (declared, realised) else 100*(realised - declared)
     both, above = None if None in (psr, dsr) else (psr, dsr), None if None in (sharpe, noise) else sharpe - noise
     return [rule('Enough scored days', f"{NEED['days']} or more", num(days, ',d'), days, lambda v: v >= NEED['days'], f'only {days} scored days'),
             rule('It trades', 'once or more', num(trades, ',d'), trades, lambda v: v > 0, 'it never traded'),
@@ -122,11 +114,12 @@ HONEST = {True: ', and its bands hold what they declare.', False: ', and its ban
 # %% ../nbs/58_verdict.ipynb #9b2d7799
 def judge(
     ev:dict, bt:dict, # Evaluation and Backtest JSON
+    said:dict, # from `signals.published`
 ) -> Verdict:
     "The verdict on the system's best strategy; the count of tries is in the deflated Sharpe ratio."
     own = [k for k in at(bt, 'strategies') or {} if k not in BENCHMARKS] or ['']
-    best = max(own, key=lambda k: sum(r.met is True for r in money_rules(ev, bt, k)))
-    money, (better, honest) = money_rules(ev, bt, best), forecast_rules(ev)
+    best = max(own, key=lambda k: sum(r.met is True for r in money_rules(ev, bt, said, k)))
+    money, (better, honest) = money_rules(ev, bt, said, best), forecast_rules(ev)
     missed = '; '.join(r.missed for r in money if r.met is False) or 'no day was scored'
     why = 'Every condition on money is met.' if (level := _level(money)) == 'edge' else f'{missed[0].upper()}{missed[1:]}.'
     return Verdict(level, HEADLINE[level], f'{why} {FORECAST[better.met]}{HONEST[honest.met]}', money, [better, honest], best)
@@ -167,17 +160,19 @@ CLAIM = 'SPY’s next minutes and days can be forecast better than by a log-HAR 
 
 def hero(
     ev:dict, bt:dict, # Evaluation and Backtest JSON
+    said:dict, # from `signals.published`
     v:Verdict,
 ) -> Markup:
     "Four numbers that sum the page up."
-    n, declared, realised = signals(ev)
+    n, ended, declared, realised = (at(said, k) for k in ('n', 'ended', 'declared', 'realised'))
     s, h30 = at(bt, 'strategies', v.strategy) or {}, at(ev, 'horizons', '30') or {}
     net, trades = at(s, 'net_bp_per_trade'), at(s, 'n_trades')
-    came = Markup(f"declared {num(declared, '.0f', '%')}, came true {num(realised, '.0f', '%')}") if n else 'silence has its reasons, below'
+    quiet = 'silence has its reasons, below' if n == 0 else 'none has ended yet'
+    came = Markup(f"of {ended:,} ended, {num(realised, '.0%')} gained; {num(declared, '.0%')} declared") if ended else quiet
     t = Markup(f"t = {num(at(h30, 'dm_t', 'har'), '.1f')}; above {NEED['t']:g} counts")
     return tiles(tile('Forecast against HAR, 30 min', num(at(h30, 'skill_pct', 'har'), '+.2f', '%'), t),
                  tile('80 % band, 30 min', num(at(h30, 'coverage', '80', 'marginal'), '.1f', '%'), 'of outcomes fell inside'),
-                 tile('Signals published', f'{n:,}', came),
+                 tile('Tickets published', num(n, ',d'), came),
                  tile('Net per trade', num(net, '+.1f', 'bp'), Markup(f"{v.strategy or 'no strategy'}, after costs, {num(trades, ',d')} trades"),
                       '' if net is None else 'good' if net > 0 else 'bad'))
 
@@ -206,7 +201,7 @@ def not_shown(
 # %% ../nbs/58_verdict.ipynb #e31211d7
 def first_screen(
     v:Verdict,
-    ev:dict, bt:dict, # Evaluation and Backtest JSON
+    ev:dict, bt:dict, said:dict, # Evaluation and Backtest JSON, and `signals.published`
     now:Markup, # from `today`
     rests:list, # from `rests_on`
     limits:list, # from `not_shown`
@@ -219,4 +214,4 @@ def first_screen(
     rules = fold('Why this verdict: every rule and what it found', rules_table(v.money, f'Money: “edge” needs all of them (strategy: {v.strategy or "none"})'),
                  rules_table(v.forecast, 'Forecast: reported, but no edge by itself'))
     claim = tag('p', tag('b', 'Claim under test. '), CLAIM)
-    return tag('header', top, tag('h1', v.headline + where, cls=tone), tag('p', v.because, cls='lede'), now, hero(ev, bt, v), claim, two, rules)
+    return tag('header', top, tag('h1', v.headline + where, cls=tone), tag('p', v.because, cls='lede'), now, hero(ev, bt, said, v), claim, two, rules)
