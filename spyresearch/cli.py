@@ -107,7 +107,7 @@ def prepare(tws: Tws = None, bars: Bars = None, data: Data = None,
     from spyresearch.store import Store
     store = Store(_folder(_source(tws, bars), data, 'data'))
     if not store.raw_days(): raise NothingToDo(f'{store.root} holds no raw days', '', 'run `spy history` first') if strict else UsageError(f'{store.root} holds no raw days', '', 'run `spy history` first')
-    with store.lock(): report = compute(store, progress=bar_progress('prepare'))
+    report = compute(store, progress=bar_progress('prepare'))
     print(report)
     if strict and not report.written: raise NothingToDo('nothing to prepare', 'every day file is up to date')
 
