@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core import ModelError
 from .targets import linked
+from .windows import Panel
 from ..sessions import next_session
 
 # %% ../../nbs/models/37_direction.ipynb #e1f6b9cd
@@ -139,14 +140,12 @@ def day_features(
 MINUTE_NAMES = ('r1', 'r5', 'r15', 'r60', 'r_overnight', 'r_day', 'rs_asym_60', 'noise_pos', 'vwap_dist', 'pday_pos', 'ac1_30', 'rsi_14', 'minute_sin', 'minute_cos')
 
 def minute_features(
-    panel, # names, x [D, 390, F]
+    panel:Panel,
     day_ix:np.ndarray, # [N]
     minute:np.ndarray, # [N] last known bar
 ) -> np.ndarray: # [N, 14], the columns of MINUTE_NAMES
     "What is known after each bar, for guessing the minutes after."
-    if lacking := [o for o in (*MINUTE_NAMES, 'logrv_60', 'logrv_d22') if o not in panel.names]:
-        raise ModelError(f"the panel lacks {', '.join(lacking)}", 'its day files were made with another list of features', 'run spy prepare again')
-    col = lambda name: panel.x[day_ix, minute, list(panel.names).index(name)].astype(float)
-    hour, day = np.exp(col('logrv_60')/2), np.exp(col('logrv_d22')/2)
+    x = dict(zip(names := (*MINUTE_NAMES, 'logrv_60', 'logrv_d22'), panel.at(names, day_ix, minute).T))
+    hour, day = np.exp(x['logrv_60']/2), np.exp(x['logrv_d22']/2)
     unit = {'r1': hour/60**.5, 'r5': hour/12**.5, 'r15': hour/2, 'r60': hour, 'r_overnight': day, 'r_day': day}
-    return np.stack([col(o)/unit.get(o, 1.) for o in MINUTE_NAMES], 1)
+    return np.stack([x[o]/unit.get(o, 1.) for o in MINUTE_NAMES], 1)

@@ -72,7 +72,7 @@ def nights(
     s:Shadow,
     n_days:int, # sessions
     rule:Rule,
-    thin:int=1, # use every thin-th outcome for calibration and odds: origins that overlap add nothing
+    thin:int=1, # every thin-th origin calibrates: those between overlap, and would be counted as if they were new
 ):
     "Yield a `Night` for every session in order."
     gate, ranks, learned = Gate(rule), np.full(len(s), np.nan), 0
@@ -83,9 +83,9 @@ def nights(
             r = slice(max(np.searchsorted(s.day, i), learned), min(np.searchsorted(s.day, i + 1), known))
             gate.learn(int(i), ranks[r], s.start[r], s.end[r], win[r])
         learned = known
-        back = slice(int(np.searchsorted(s.day, d - WINDOW)), known, thin)
+        back = slice(int(np.searchsorted(s.day, d - WINDOW)), known); apart = np.arange(back.start, known); apart = apart[apart % thin == 0]
         if rows.stop > rows.start: ranks[rows] = past_rank(score[back.start:rows.start], score[rows])
-        yield Night(gate, _calibrated(score[back], win[back]), swing.odds(s.net[back], s.status[back]), rows, ranks[rows])
+        yield Night(gate, _calibrated(score[apart], win[apart]), swing.odds(s.net[back], s.status[back]), rows, ranks[rows])
 
 # %% ../../nbs/trade/47_shadow.ipynb #424452f7
 def day_quantiles(
@@ -145,7 +145,7 @@ def swing_shadow(
     sigma = np.array([p.sigma if p else np.nan for p in plans])
     net, status = np.array([o.net_ret if o else np.nan for o in done])/sigma, np.array([o.status if o else '' for o in done])
     up = np.where(np.isfinite(net), net > 0, np.nan)
-    w = walk_forward(x, up, np.arange(D), ripe, embargo=5)
+    w = walk_forward(x, up, np.arange(D), ripe, embargo=5, strength=100*swing.SESSIONS[hold])
     return Shadow(hold, np.arange(D), np.asarray(panel.n) - 1, np.arange(D) + 1, ripe, ripe, np.ones(D, int), w.prob, up, w.novelty, sigma, net, status), w.heads
 
 # %% ../../nbs/trade/47_shadow.ipynb #ff7ad0a8

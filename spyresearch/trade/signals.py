@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSS_LIMIT', 'WEEK', 'SILENCE', 'desk_blocks', 'Stage', 'stage', 'swing_day', 'intraday_day', 'Signals',
-           'shadow_frame', 'walk', 'reasons_table', 'auc', 'calibration_gaps', 'honesty', 'published']
+           'shadow_frame', 'walk', 'honesty', 'published']
 
 # %% ../../nbs/trade/48_signals.ipynb #7ce657da
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ import pandas as pd
 from ..core import quiet
 from ..models.confidence import Rule
 from ..models.direction import day_features
+from ..models.metrics import auc, brier_skill, ece_pp, reliability
+from ..models.targets import last_minute
 from ..sessions import add_sessions, session
 from . import intraday, swing
 from .costs import Costs
@@ -41,11 +43,12 @@ def desk_blocks(
 # %% ../../nbs/trade/48_signals.ipynb #2005e736
 @dataclass
 class Stage:
-    "Plans, shadows and heads of one panel and one evaluation; `first` is the first session with a forecast."
+    "Plans, shadows and heads of one panel and one evaluation; `first` is the first session with a forecast; the newest one may not have `ended`."
     days:list
     provenance:str
     system:str
     first:int
+    ended:np.ndarray
     plans:dict
     shadows:dict
     heads:dict
@@ -64,7 +67,8 @@ def stage(
     q, x = day_quantiles(panel, evaluation), day_features(panel)
     plans, scored = swing_plans(panel, q), np.isfinite(q).all((1, 2))
     built = {h: swing_shadow(panel, plans[h], x, costs, qty) for h in swing.SESSIONS} | {h: intraday_shadow(panel, evaluation, h, costs, qty) for h in intraday.MINUTES_HELD}
-    return Stage(panel.days, panel.provenance, evaluation.system, int(scored.argmax()) if scored.any() else len(scored), plans,
+    return Stage(panel.days, panel.provenance, evaluation.system, int(scored.argmax()) if scored.any() else len(scored),
+                 (last_minute(panel) == panel.n - 1) | (np.arange(len(panel.days)) < len(panel.days) - 1), plans,
                  {h: o[0] for h, o in built.items()}, {h: o[1] for h, o in built.items()})
 
 # %% ../../nbs/trade/48_signals.ipynb #9c8efdf3
@@ -75,11 +79,12 @@ def swing_day(
     done:list, # (Ticket, Outcome) so far
 ) -> list: # a Ticket or Silence for each holding time; one Ticket at most
     "What is said at one close."
+    if not st.ended[d]: return []
     now, said = session(st.days[d]).close, []
     blocks = desk_blocks(done, now)
     for hold in swing.SESSIONS:
         n, p, s = night[hold], st.plans[hold][d], st.shadows[hold]
-        if p is None: said.append(Silence(now, 'swing', st.provenance, ('warm-up', *blocks), {'hold': hold})); continue
+        if p is None: said.append(Silence(now, 'swing', st.provenance, ('gap being filled' if any(st.plans[hold][:d]) else 'warm-up', *blocks), {'hold': hold})); continue
         view = swing.view_of(s.p_up[d], n.rank[0], n.platt, s.novelty[d]) if np.isfinite(s.p_up[d]) else None
         said.append(swing.decide(p, view, n.gate, n.odds, st.provenance, st.model(hold, d), blocks))
     best = max((o for o in said if isinstance(o, Ticket)), key=lambda t: t.ev_low_usd, default=None)
@@ -118,7 +123,7 @@ class Signals:
     def frame(self): return ticket_frame(self.tickets)
 
 def _row(s:Silence): return dict(at=s.at, kind=s.kind, reasons='; '.join(s.reasons), notes='; '.join(s.notes)) | s.facts
-def _upper(n:Night, t:Ticket): return max(b.bounds(n.gate.rule.alpha/len(n.gate.ladders))[1] for b in n.gate.buckets if b.n == t.n_bucket)
+def _upper(night, t): return max(b.bounds(n.gate.rule.alpha/len(n.gate.ladders))[1] for h, n in night.items() if f'direction {h} ' in t.model for b in n.gate.buckets if b.n == t.n_bucket)
 
 # %% ../../nbs/trade/48_signals.ipynb #ef716720
 def shadow_frame(st:Stage, hold:str, rank:np.ndarray, prob:np.ndarray) -> pd.DataFrame:
@@ -140,61 +145,38 @@ def walk(
     "All decisions over the forecast days, in time order."
     st, l, paid = stage(panel, evaluation, costs, qty), line(panel), dividends_of(panel)
     rules = shares_of(rule, swing.SESSIONS) | shares_of(rule, dict.fromkeys(intraday.MINUTES_HELD, 1))
-    streams = {h: nights(s, len(st.days), rules[h], thin=6 if h in intraday.MINUTES_HELD else 1) for h, s in st.shadows.items()}
+    streams = {h: nights(s, len(st.days), rules[h], thin=swing.SESSIONS.get(h) or intraday.MINUTES_HELD[h]//5) for h, s in st.shadows.items()}
     kept = {h: np.full((2, len(s)), np.nan) for h, s in st.shadows.items()}
     done, said, current, upper = [], [], {}, {}
     for d in range(len(st.days)):
         night = {h: next(o) for h, o in streams.items()}
         for h, n in night.items(): kept[h][0, n.rows] = n.rank; kept[h][1, n.rows] = n.platt(st.shadows[h].score[n.rows]) if n.platt else np.nan
         if d < st.first: continue
-        words = dict(zip(swing.SESSIONS, [[o] for o in swing_day(st, d, night, done)])) | {h: intraday_day(st, h, d, night[h]) for h in intraday.MINUTES_HELD}
-        for h, t in [(h, o) for h, ws in words.items() for o in ws if isinstance(o, Ticket)]:
-            done.append((t, settle(t, l, costs, qty, paid))); upper[t.id] = _upper(night[h], t)
+        words = {'swing': swing_day(st, d, night, done)} | {h: intraday_day(st, h, d, night[h]) for h in intraday.MINUTES_HELD}
+        for t in (o for ws in words.values() for o in ws if isinstance(o, Ticket)):
+            done.append((t, settle(t, l, costs, qty, paid))); upper[t.id] = _upper(night, t)
         said += [_row(o) for ws in words.values() for o in ws if isinstance(o, Silence)]
-        current |= {h: ws[-1] for h, ws in words.items() if ws}
+        current |= {h: ws if h == 'swing' else ws[-1:] for h, ws in words.items() if ws}
         progress(d + 1, len(st.days), 'signals')
     shadow = pd.concat([shadow_frame(st, h, *k) for h, k in kept.items()], ignore_index=True)
-    return Signals(done, pd.DataFrame(said, columns=SILENCE), shadow, list(current.values()), upper, rule)
+    return Signals(done, pd.DataFrame(said, columns=SILENCE), shadow, [o for ws in current.values() for o in ws], upper, rule)
 
 # %% ../../nbs/trade/48_signals.ipynb #83747623
-def reasons_table(silences:pd.DataFrame) -> pd.DataFrame: # a row a kind and reason: times, share of that kind's silences
-    "How often each reason fired."
-    long = silences.assign(reason=silences['reasons'].str.split('; ')).explode('reason')
-    out = long.groupby(['kind', 'reason']).size().rename('times').reset_index()
-    return out.assign(share=out['times']/out['kind'].map(silences['kind'].value_counts())).sort_values(['kind', 'times'], ascending=[True, False], ignore_index=True)
-
-def auc(score:np.ndarray, y:np.ndarray) -> float: # NaN when only one kind is there
-    "Chance that a random 1 has a higher score than a random 0."
-    r, pos = pd.Series(score).rank().to_numpy(), np.asarray(y) > 0
-    return float((r[pos].sum() - pos.sum()*(pos.sum() + 1)/2)/(pos.sum()*(~pos).sum())) if 0 < pos.sum() < len(pos) else np.nan
-
-# %% ../../nbs/trade/48_signals.ipynb #a5446173
-def calibration_gaps(
-    p:np.ndarray, # [N] probabilities
-    win:np.ndarray, # [N] 0 or 1
-    bins:int=10,
-) -> tuple: # ECE and top bin's declared less realised, percentage points
-    "Expected calibration error on equal-mass bins, and the most confident bin's gap."
-    cut = np.array_split(np.argsort(p, kind='stable'), bins)
-    gaps = np.array([p[c].mean() - win[c].mean() for c in cut if len(c)])
-    return 100*float(np.abs(gaps)@np.array([len(c) for c in cut if len(c)]))/len(p), 100*float(gaps[-1])
-
-# %% ../../nbs/trade/48_signals.ipynb #f0b22f11
 def honesty(
     shadow:pd.DataFrame, # from `walk`
 ) -> pd.DataFrame: # a row a holding time; rates in percent, gaps in points
     "Shadow probabilities against what happened, beside always-long; NaN where there is too little."
-    def one(g):
-        g = g[g['prob'].notna() & g['win'].notna()]
-        if len(g) < 100: return pd.Series({'n': len(g)}, dtype=float)
-        p, win = g['prob'].to_numpy(), g['win'].to_numpy()
-        past = pd.Series(win).groupby(g['day'].to_numpy()).agg(['sum', 'size']).cumsum().shift(1)
-        base = (past['sum']/past['size']).reindex(g['day']).fillna(.5).to_numpy()
-        ece, top = calibration_gaps(p, win)
-        tenth = np.argsort(p, kind='stable')[-(len(p)//10):]
-        return pd.Series(dict(n=len(g), days=g['day'].nunique(), hit=100*win.mean(), always_long=100*g['up'].mean(), auc=auc(g['p_up'], g['up']),
-            brier_skill=100*(1 - ((p - win)**2).mean()/((base - win)**2).mean()), ece_pp=ece, top_decile_gap_pp=top, net_bp=g['net_bp'].mean(), top_decile_net_bp=g['net_bp'].to_numpy()[tenth].mean()))
-    return pd.DataFrame({h: one(g) for h, g in shadow.groupby('hold', sort=False)}).T
+    return pd.DataFrame({h: _honest(g[g['prob'].notna() & g['win'].notna()]) for h, g in shadow.groupby('hold', sort=False)}).T
+
+def _honest(g, least=100):
+    "One head's row."
+    if len(g) < least: return pd.Series({'n': len(g)}, dtype=float)
+    p, win, day = g['prob'].to_numpy(), g['win'].to_numpy(), pd.factorize(g['day'])[0]
+    past = pd.Series(win).groupby(day).agg(['sum', 'size']).cumsum().shift(1)
+    base, bins = (past['sum']/past['size']).to_numpy()[day], reliability(p, win, day)
+    tenth = np.argsort(p, kind='stable')[-(len(p)//10):]
+    return pd.Series(dict(n=len(g), days=day.max() + 1, hit=100*win.mean(), always_long=100*g['up'].mean(), auc=auc(g['p_up'].to_numpy(), g['up'].to_numpy()), brier_skill=100*brier_skill(p, win, base),
+        ece_pp=ece_pp(bins), top_decile_gap_pp=bins['declared'].iloc[-1] - bins['realised'].iloc[-1], net_bp=g['net_bp'].mean(), top_decile_net_bp=g['net_bp'].to_numpy()[tenth].mean()))
 
 # %% ../../nbs/trade/48_signals.ipynb #da26f037
 def published(
