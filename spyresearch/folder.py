@@ -153,7 +153,10 @@ def _read(self:DayFolder):
 @patch
 def save(self:DayFolder):
     "Write the manifest, or leave it to the end of the batch."
-    if not self._held: atomic_write(self.manifest, json.dumps(self.m, indent=1, sort_keys=True) + '\n'); self.claimed = True
+    if self._held: return
+    text = json.dumps(self.m, indent=1, sort_keys=True) + '\n'
+    if not self.manifest.exists() or self.manifest.read_text('utf8') != text: atomic_write(self.manifest, text)
+    self.claimed = True
 
 @patch
 @contextmanager

@@ -1,5 +1,5 @@
 """What `Link` says about every way in which a TWS can fail to be there, or to answer."""
-import asyncio, socket, time
+import asyncio, socket
 from datetime import datetime, timezone
 
 import pytest
@@ -12,6 +12,7 @@ from spyresearch.tws.link import Dropped, Link, NoData, Pacing, TimedOut
 from spyresearch.tws.replay import ReplayServer
 
 TAPE = made.tape(made.DAYS[-3:])
+NEVER = 10**6   # a deadline that no test reaches: the case must be known before it
 
 def refused(e, what, why=''):
     "The error is the contract's: exit status 4, and three things said."
@@ -23,16 +24,16 @@ def connecting(faults=Faults(), **kw):
     async def go():
         async with ReplayServer(TAPE, faults=faults) as srv:
             try:
-                async with Link(port=srv.port, **(dict(deadline_s=.5) | kw)) as link: out = link.client_id, link.provenance
+                async with Link(port=srv.port, **(dict(deadline_s=20) | kw)) as link: out = link.client_id, link.provenance
             except FeedError as e: out = e
             return out, [type(o.request).__name__ for o in srv.requests]
     return asyncio.run(go())
 
-def asking(faults=Faults(), clock=None, ask=lambda link, i: link.bars('TRADES', '1 min', made.CLOSE, f'{i} D', timeout_s=.5), n=1, **kw):
+def asking(faults=Faults(), clock=None, ask=lambda link, i: link.bars('TRADES', '1 min', made.CLOSE, f'{i} D', timeout_s=2), n=1, **kw):
     "What `n` requests came to: an answer or an error each."
     async def go():
         out = []
-        async with ReplayServer(TAPE, faults=faults, **kw) as srv, Link(port=srv.port, clock=clock, request_s=.5) as link:
+        async with ReplayServer(TAPE, faults=faults, **kw) as srv, Link(port=srv.port, clock=clock, request_s=20) as link:
             for i in range(1, n + 1):
                 try: out.append(await ask(link, i))
                 except FeedError as e: out.append(e)
@@ -43,7 +44,7 @@ async def _said_by(answer, **kw):
     "What `Link` says about a server of our own."
     server = await asyncio.start_server(answer, '127.0.0.1', 0)
     async with server:
-        try: await Link(port=server.sockets[0].getsockname()[1], **(dict(deadline_s=.5) | kw)).connect()
+        try: await Link(port=server.sockets[0].getsockname()[1], **(dict(deadline_s=2) | kw)).connect()
         except FeedError as e: return e
 
 def test_tws_not_running():
@@ -57,20 +58,17 @@ def test_unknown_host():
 
 @pytest.mark.parametrize('greeting', ['SSH-2.0-OpenSSH_9.2\r\n', 'HTTP/1.1 400 Bad Request\r\n\r\n', '* OK IMAP4rev1 ready\r\n'])
 def test_wrong_port_that_answers_something_else(greeting):
-    before = time.monotonic(); e, _ = connecting(Faults(greeting=greeting), deadline_s=30)
-    refused(e, 'it is not TWS', greeting[:8])
-    assert time.monotonic() - before < 15, 'known at the first bytes, not at the deadline'
+    refused(connecting(Faults(greeting=greeting), deadline_s=NEVER)[0], 'it is not TWS', greeting[:8])
 
 def test_port_that_talks_of_something_else_only_when_asked():
     async def web(reader, writer): await reader.read(4); writer.write(b'HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n'); writer.close()
-    refused(asyncio.run(_said_by(web)), 'it is not TWS', 'HTTP/1.1 400')
+    refused(asyncio.run(_said_by(web, deadline_s=NEVER)), 'it is not TWS', 'HTTP/1.1 400')
 
-def test_api_disabled_no_handshake(): refused(connecting(Faults(mute=True))[0], 'does not answer the handshake', 'API is switched off')
+def test_api_disabled_no_handshake(): refused(connecting(Faults(mute=True), deadline_s=.5)[0], 'does not answer the handshake', 'API is switched off')
 def test_api_disabled_closed_at_once():
-    before = time.monotonic(); refused(connecting(Faults(accept_close=True), deadline_s=30)[0], 'without a word', 'API is switched off')
-    assert time.monotonic() - before < 15
+    refused(connecting(Faults(accept_close=True), deadline_s=NEVER)[0], 'without a word', 'API is switched off')
 
-def test_silent_after_the_handshake(): refused(connecting(Faults(silent=True))[0], 'began to answer and stopped', 'no account')
+def test_silent_after_the_handshake(): refused(connecting(Faults(silent=True), deadline_s=2)[0], 'began to answer and stopped', 'no account')
 
 def test_too_old_a_tws():
     async def old(reader, writer): await reader.read(4); writer.write(wire.server_hello(150, '20251205 16:00:00 US/Eastern')); await reader.read()
@@ -78,11 +76,10 @@ def test_too_old_a_tws():
 
 def test_client_id_in_use_takes_the_next(): assert connecting(Faults(busy_ids=(17, 18)))[0] == (19, 'simulated:made')
 def test_all_client_ids_in_use():
-    before = time.monotonic(); e, _ = connecting(Faults(busy_ids=tuple(range(17, 22))), deadline_s=30)
-    refused(e, 'client ids 17 to 21 are in use', '--client-id'); assert time.monotonic() - before < 15
+    refused(connecting(Faults(busy_ids=tuple(range(17, 22))), deadline_s=NEVER)[0], 'client ids 17 to 21 are in use', '--client-id')
 
 def test_read_only_api_is_enough_and_nothing_of_the_account_is_asked():
-    out, requests = connecting(Faults(read_only=True), deadline_s=30)
+    out, requests = connecting(Faults(read_only=True), deadline_s=NEVER)
     assert out == (17, 'simulated:made')
     assert set(requests) <= {'StartApi', 'Positions'}
 
@@ -98,12 +95,12 @@ def test_missing_permission():
 
 def test_silent_server_is_given_up_at_the_deadline_and_the_request_cancelled():
     (e, df), srv = asking(Faults(silent_history=(1,)), n=2)
-    assert isinstance(e, TimedOut); refused(e, 'does not answer', '0.5 s')
+    assert isinstance(e, TimedOut); refused(e, 'does not answer', '2 s')
     assert len(df) == 2*390 and [type(o.request).__name__ for o in srv.requests].count('CancelHistorical') == 1
 
 def test_request_called_invalid_ends_at_once():
     "Error 321 never resolves in ib_async."
-    (e,), _ = asking(ask=lambda link, i: link.bars('TRADES', '7 mins', made.CLOSE, '1 D', timeout_s=60))
+    (e,), _ = asking(ask=lambda link, i: link.bars('TRADES', '7 mins', made.CLOSE, '1 D', timeout_s=NEVER))
     refused(e, 'TWS refused the request', 'error 321')
 
 def test_connection_lost_in_the_middle_of_a_reply():

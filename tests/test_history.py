@@ -189,11 +189,11 @@ def test_deepen_fills_older_five_minute_days(store):
 
 def test_timeout_halves_the_request(store):
     "The first TRADES request (after SCHEDULE) is never answered."
-    r, asked = made.fetch(made.tape(), store, Faults(silent_history=(2,)), days=5, timeout_s=.3, daily=False)
+    r, asked = made.fetch(made.tape(), store, Faults(silent_history=(2,)), days=5, timeout_s=1.5, daily=False)
     assert [o.duration for o in made.trades(asked)] == ['5 D', '2 D', '3 D'] and r.fetched == DAYS[-5:]
 
 def test_single_day_gets_one_more_chance_then_the_server_is_silent(store):
-    r, asked = made.fetch(made.tape(), store, Faults(silent_history=(2,)), days=1, timeout_s=.2, daily=False)
+    r, asked = made.fetch(made.tape(), store, Faults(silent_history=(2,)), days=1, timeout_s=1.5, daily=False)
     assert r.fetched == [TODAY] and [o.duration for o in made.trades(asked)] == ['1 D', '2 D']
     e, _ = made.fetch(made.tape(), Store(store.root.parent/'b'), Faults(silent_history=tuple(range(2, 20))), days=1, timeout_s=.2)
     assert isinstance(e, TimedOut) and e.exit_code == 4 and e.todo

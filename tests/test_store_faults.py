@@ -112,6 +112,7 @@ def test_writing_the_same_again_changes_no_byte(store):
     for d in (A, B, HALF): store.write_raw(d, made.bars([d], 500. + d.day))
     assert made.files(store.root) == before and {p: p.stat().st_mtime_ns for p in store.root.rglob('*.csv')} == stamps
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
 def test_killed_between_any_two_writes_nothing_valid_is_lost(tmp_path):
     "A child process is ended, as by kill -9, before its n-th write, for every n."
     gap = made.bars([B]).drop(minutes(B)[5])

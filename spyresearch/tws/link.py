@@ -10,6 +10,7 @@ import asyncio, logging, re, socket, struct
 from collections import deque
 from contextlib import asynccontextmanager
 from datetime import date, datetime
+from functools import cache
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -84,6 +85,7 @@ def slow_down(self:Limiter) -> float: # seconds; 0 when there is no point in wai
     return s
 
 # %% ../../nbs/tws/14_link.ipynb #9263836b
+@cache
 def _supported():
     "Refuse a version of ib_async whose private parts are not known here."
     import ib_async
