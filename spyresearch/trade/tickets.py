@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'COLUMNS', 'Ticket', 'REASONS', 'WORDS', 'WHY', 'OUTCOME', 'row', 'content_id', 'issue', 'Silence',
-           'sentence', 'Line', 'line', 'first_exit', 'Outcome', 'entry_bar', 'settle', 'ticket_frame']
+           'sentence', 'Line', 'line', 'first_exit', 'Outcome', 'entry_bar', 'settle', 'ticket_frame', 'reason_counts']
 
 # %% ../../nbs/trade/41_tickets.ipynb #70536337
 import hashlib, json
@@ -215,3 +215,12 @@ def ticket_frame(
     "Tickets and what became of them."
     one_provenance(*{t.provenance for t, _ in pairs}) if pairs else None
     return pd.DataFrame([{c: getattr(t, c) for c in COLUMNS} | {'status': o.status} | {c: getattr(o, c) for c in OUTCOME} for t, o in pairs], columns=COLUMNS + OUTCOME)
+
+def reason_counts(
+    silences, # Silence objects
+) -> pd.DataFrame: # a row a kind and reason: times it applied, share of that kind's silences
+    "How often each reason fired."
+    long = pd.DataFrame([(s.kind, r) for s in silences for r in s.reasons], columns=['kind', 'reason'])
+    n = pd.Series([s.kind for s in silences], dtype=object).value_counts()
+    out = long.groupby(['kind', 'reason']).size().rename('times').reset_index()
+    return out.assign(share=out['times']/out['kind'].map(n).to_numpy(float)).sort_values(['kind', 'times'], ascending=[True, False], ignore_index=True)
