@@ -83,23 +83,22 @@ def in_session(
     ix:pd.DatetimeIndex, # New York
 ) -> np.ndarray: # bool, a value each
     "Which times lie inside regular hours of a session."
-    days, code = _day_codes(ix)
-    n = np.array([session(d).n_minutes if is_session(d) else 0 for d in days])
-    m = minute_of_day(ix)
+    days, code, m = _place(ix)
+    return _inside(days, code, m)
+
+def _inside(days, code, m):
+    n = np.array([session(d).n_minutes if is_session(d) else 0 for d in days], int)
     return (m >= 0) & (m < n[code])
 
-def _wall(ix):
-    "New York wall-clock time as whole minutes since 1970."
-    return ix.tz_localize(None).to_numpy().astype('datetime64[m]').astype(np.int64)
+def _place(ix):
+    "Distinct dates, ascending; each row's place among them; its minutes since the open."
+    wall = ix.tz_localize(None).to_numpy().astype('datetime64[m]').astype(np.int64)   # New York, whole minutes since 1970
+    days, code = np.unique(wall//1440, return_inverse=True)
+    return days.astype('datetime64[D]').tolist(), code, wall%1440 - 570
 
 def minute_of_day(ix:pd.DatetimeIndex) -> np.ndarray: # int; 0 is 09:30 New York
     "Minutes since the open."
-    return _wall(ix)%1440 - 570
-
-def _day_codes(ix):
-    "Distinct dates, ascending, and each row's place among them."
-    days, code = np.unique(_wall(ix)//1440, return_inverse=True)
-    return days.astype('datetime64[D]').tolist(), code
+    return _place(ix)[2]
 
 # %% ../nbs/02_bars.ipynb #c877574f
 def read_bars(
@@ -146,17 +145,17 @@ def grid(
     days=None, # which sessions; all in `df` by default
 ) -> Grid:
     "The bars of `df` as a `Grid`; a bar outside its session is a `DataError`."
-    have, code = _day_codes(df.index)
+    have, code, m = _place(df.index)
     if days is not None:
-        df = df[np.isin(have, list(days))[code]]
-        have, code = _day_codes(df.index)
+        keep = np.isin(have, list(days))[code]
+        df, code, m = df[keep], code[keep], m[keep]
     days = have if days is None else list(days)
-    if not (ok := in_session(df.index)).all():
+    if not (ok := _inside(have, code, m)).all():
         raise DataError(f'{int((~ok).sum())} bars lie outside regular hours', f'the first at {df.index[~ok][0]}', 'leave them out')
     place = np.searchsorted(np.array(days, 'datetime64[D]'), np.array(have, 'datetime64[D]'))
     def fill(col):
         a = np.full((len(days), MINUTES), np.nan)
-        a[place[code], minute_of_day(df.index)] = df[col].to_numpy(float)
+        a[place[code], m] = df[col].to_numpy(float)
         return a
     return Grid(days, *(fill(o) for o in OHLCV), np.array([session(d).n_minutes for d in days], int))
 
