@@ -35,6 +35,7 @@ def ar1(
     for i in range(1, n): x[i] += phi*x[i-1]
     return x.T
 
+# %% ../../nbs/tws/12_market.ipynb #34140c33
 def u_shape(
     n:int, # minutes of the session
 ) -> np.ndarray: # [390], sums to 1, zero after the close
@@ -52,6 +53,7 @@ def shocks(
     "Student-t draws of variance one."
     return rng.standard_t(df, shape)*np.sqrt((df - 2)/df)
 
+# %% ../../nbs/tws/12_market.ipynb #862e8ab2
 @dataclass(frozen=True)
 class Noise:
     "Everything random about the price path, in units of each day's volatility."
@@ -84,6 +86,7 @@ def drifts(
     for t in range(1, len(out)): out[t] = edge*(total[t-1] + out[t-1] < TRIGGER)
     return out
 
+# %% ../../nbs/tws/12_market.ipynb #586d8e22
 def truth(z:Noise, edge:float) -> dict:
     "What a perfect forecaster would score after a trigger: chances of a rise, close to close and open to close."
     night, day = z.night, z.minute.sum(1)
@@ -96,6 +99,7 @@ def ex_dates(days:list) -> np.ndarray: # bool [D]
     at = np.searchsorted(np.array(days, 'datetime64[D]'), np.array([o.date() for o in third if o.date() > days[0]], 'datetime64[D]'))
     return np.isin(np.arange(len(days)), at)
 
+# %% ../../nbs/tws/12_market.ipynb #1c3595a6
 def paths(
     z:Noise, # of all sessions
     n:np.ndarray, # [D] minutes of each session
@@ -127,6 +131,7 @@ def minute_bars(
     o = np.round(np.exp(a) + .01*rng.integers(-1, 2, a.shape), 2)
     return dict(open=o, high=np.maximum(np.maximum(o, c), np.round(high, 2)), low=np.minimum(np.minimum(o, c), np.round(low, 2)), close=c)
 
+# %% ../../nbs/tws/12_market.ipynb #c4643b4c
 def activity(
     px:dict, # from `minute_bars`
     z:Noise, # of the same sessions
@@ -138,7 +143,7 @@ def activity(
     mid = (px['open'] + px['close'] + px['high'] + px['low'])/4 + .2*(px['high'] - px['low'])*(rng.random(busy.shape) - .5)
     return dict(volume=volume, average=np.round(np.clip(mid, px['low'], px['high']), 4), barCount=np.ceil(volume/(80 + 60*rng.random(busy.shape))))
 
-# %% ../../nbs/tws/12_market.ipynb #c4643b4c
+# %% ../../nbs/tws/12_market.ipynb #1754ace8
 def bid_ask(bars:dict, z:Noise, rng) -> dict: # [D, 390] each, USD
     "The inside market of each minute, as TWS condenses it."
     wide = 1 + rng.poisson(np.minimum(40*z.scale**2*(z.sigma/.009)[:, None]**2, 3)) # cents
@@ -146,6 +151,7 @@ def bid_ask(bars:dict, z:Noise, rng) -> dict: # [D, 390] each, USD
     return dict(open=np.round(bars['average'] - half, 4), high=np.round(bars['high'] + .01*np.ceil(wide/2), 2),
                 low=np.round(bars['low'] - .01*np.ceil(wide/2), 2), close=np.round(bars['average'] + half, 4))
 
+# %% ../../nbs/tws/12_market.ipynb #4db0aa01
 def implied(z:Noise, rng) -> dict: # [D, 390] each, annual
     "The 30-day implied volatility through each minute."
     level = 1.1*np.sqrt(252)*.0105*(z.sigma/.0105)**.6
@@ -168,6 +174,7 @@ def aggregate(
     return dict(open=pick('open', first), high=np.fmax.reduce(b['high'], 2), low=np.fmin.reduce(b['low'], 2), close=pick('close', last), volume=volume,
                 average=np.round(total(b['average']*b['volume'])/volume, 4), barCount=total(b['barCount']))
 
+# %% ../../nbs/tws/12_market.ipynb #7c9b6c13
 def as_frame(
     days:list, # D sessions
     bars:dict, # [D, K] arrays

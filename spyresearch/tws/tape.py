@@ -54,6 +54,7 @@ def bar_ends(
     if size != DAY: return ix + pd.Timedelta(seconds=SIZES[size])
     return pd.DatetimeIndex([session(d).close for d in ix.date], tz=ET, name=ix.name)
 
+# %% ../../nbs/tws/11_tape.ipynb #ecbec3b0
 @patch(as_prop=True)
 def end(self:Tape) -> datetime: # aware UTC
     "The moment from which on everything on the tape is known."
@@ -85,6 +86,7 @@ def cut(self:Tape,
     paid = None if self.dividends is None else self.dividends[[d <= asof.date() for d in self.dividends.index]]
     return with_adjusted(replace(self, bars=bars, dividends=paid))
 
+# %% ../../nbs/tws/11_tape.ipynb #8978e2c4
 def with_adjusted(t:Tape) -> Tape:
     "`t` with the adjusted daily series that follows from its daily bars and dividends, where it has both."
     daily = t.bars.get(('TRADES', DAY))
@@ -97,6 +99,7 @@ SPY = Details('SPY', 'STK', exchange='SMART', currency='USD', local_symbol='SPY'
     order_types='ACTIVETIM,ADJUST,ALERT,DAY,GTC,LMT,MKT,STP,TRAIL', valid_exchanges=VENUES, long_name='SS SPDR S&P 500 ETF TRUST-US', primary='ARCA', time_zone=ZONE,
     sec_ids=(('ISIN', 'US78462F1030'),), market_rules=','.join(['26']*17), stock_type='ETF', min_size=.0001, size_increment=.0001)
 
+# %% ../../nbs/tws/11_tape.ipynb #008fd801
 def hours(
     day, # first day
     n:int=7, # calendar days
@@ -105,6 +108,7 @@ def hours(
     days = [d.date() for d in pd.date_range(day, periods=n)]
     return ';'.join(f'{s.open:%Y%m%d:%H%M}-{s.close:%Y%m%d:%H%M}' if (s := is_session(d) and session(d)) else f'{d:%Y%m%d}:CLOSED' for d in days)
 
+# %% ../../nbs/tws/11_tape.ipynb #32de3e94
 def matches(d:Details, c:Contract) -> bool:
     "Does a client's contract mean `d`?"
     if c.con_id: return c.con_id == d.con_id
@@ -183,6 +187,7 @@ def bar_size(
         if len(step) and step[0] == s: return size
     raise DataError('bars of an unknown size', f'most lie {step.tolist()} seconds apart', f"expected {' or '.join(SIZES)}")
 
+# %% ../../nbs/tws/11_tape.ipynb #ba437b9c
 def split_series(
     df:pd.DataFrame, # canonical bars, perhaps with ba_ and iv_ columns
 ) -> dict: # (what, size) -> frame
@@ -203,6 +208,7 @@ def _dated(path, what):
     try: return df.set_axis(pd.DatetimeIndex(pd.to_datetime(df.pop('date') if 'date' in df else df.index)).tz_localize(None).normalize())
     except (ValueError, TypeError) as e: raise DataError(f'{path}: no dates', str(e).split('\n')[0], 'expected a column named date') from e
 
+# %% ../../nbs/tws/11_tape.ipynb #bc520913
 def read_daily(
     path, # Parquet or CSV: date, open, high, low, close, volume
 ) -> pd.DataFrame: # OHLCV, index New York midnights; volume may be NaN
@@ -215,6 +221,7 @@ def read_daily(
     if shut := [d for d in df.index.date if not is_session(d)]: raise DataError(f'{path}: not usable', f'the exchange was closed on {shut[0]}', 'replace the file')
     return df
 
+# %% ../../nbs/tws/11_tape.ipynb #f6879865
 def read_dividends(
     path, # Parquet or CSV: date (ex), dividend
 ) -> pd.Series: # USD per share, indexed by ex-date, ascending
