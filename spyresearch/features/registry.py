@@ -22,11 +22,11 @@ from ..core import UsageError
 from ..sessions import MINUTES, prev_session
 
 # %% ../../nbs/features/20_registry.ipynb #117c2e55
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Feature:
     "One declared column: its meaning, its inputs, and its two forms."
     name: str  # column name
-    group: str  # G1 returns, G2 volatility, G3 location, G4 trend and reversion, G5 calendar, G7 quotes
+    group: str  # G1 returns, G2 volatility, G3 location, G4 trend, G5 calendar, G6 volume, G7 quotes, G8 depth, G9 options, G10 others
     formula: str  # in symbols and words
     batch: object  # `Days` -> array that broadcasts to [D, 390]
     step: object = None  # (`Minute`, state) -> value; without it, `batch` is applied to the minute
@@ -40,6 +40,7 @@ class Feature:
     inputs: tuple = ()  # market inputs and features that it reads
     kept: bool = True  # a column of the day files?
     source: str = ''  # where the formula comes from
+    def __repr__(self): return f'{self.name} [{self.group}]: {self.formula}'
 
 # %% ../../nbs/features/20_registry.ipynb #467f6645
 CALENDAR = ('day', 'minute', 'n', 'weekday', 'linked')  # day's place in the calendar; `linked`: the session before is here too
@@ -237,12 +238,13 @@ def rolling(
 def _code(o, seen=()):
     "What decides the result of `o`, as text."
     o = getattr(o, '__wrapped__', o)
-    if isinstance(o, partial): return f'{_code(o.func, seen)}{o.args}{o.keywords}'
+    if isinstance(o, partial): return _code((o.func, o.args, sorted(o.keywords.items())), seen)
+    if isinstance(o, (tuple, list)): return repr([_code(v, seen) for v in o])
     if isinstance(o, CodeType): return repr((o.co_code, o.co_names, [_code(c, seen) for c in o.co_consts]))
     if isinstance(o, type): return repr([_code(v, seen) for v in vars(o).values() if isinstance(v, FunctionType)])
     if isinstance(o, (set, frozenset)): return repr(sorted(map(repr, o)))
     if isinstance(o, np.ndarray): return hashlib.sha256(o.tobytes()).hexdigest()
-    if not isinstance(o, FunctionType): return repr(o) if isinstance(o, (int, float, str, bytes, tuple, list, dict, type(None))) else type(o).__name__
+    if not isinstance(o, FunctionType): return repr(o) if isinstance(o, (int, float, str, bytes, dict, type(None))) else type(o).__name__
     if o in seen: return o.__name__
     cells = [c.cell_contents for c in o.__closure__ or ()]
     return repr([_code(v, (*seen, o)) for v in (o.__code__, *(o.__defaults__ or ()), *(o.__kwdefaults__ or {}).values(), *cells, *_called(o))])

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..bars import carry
-from .registry import Total, feature, rolling
+from .registry import feature, rolling
 from ..sessions import MINUTES
 
 # %% ../../nbs/features/21_standard.ipynb #28745282
