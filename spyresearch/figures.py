@@ -213,7 +213,7 @@ def equity_chart(
             style = dict(color=LIGHT[SERIES[i % len(SERIES)]], lw=2 if i == 0 else 1.3, ls='-' if i < 3 else '--', label=name)
             top.plot(pd.to_datetime(p.index), 100*(p - 1), **style); low.plot(pd.to_datetime(p.index), 100*drawdown(p), **style)
         for ax, label in ((top, 'net return, %'), (low, 'drawdown, %')): ax.set_ylabel(label); ax.axhline(0, color=LIGHT['muted'], lw=1)
-        _dates(low, 9 if wide else 4); fig.legend(*top.get_legend_handles_labels(), loc='outside upper left', ncols=5 if wide else 2)
+        _dates(low, 9 if wide else 4); fig.legend(*top.get_legend_handles_labels(), loc='outside upper left', ncols=7 if wide else 2)
     return responsive(draw, title, (1040, 420), (400, 400))
 
 def _dates(ax, n):

@@ -14,7 +14,7 @@ import pandas as pd
 from . import figures
 from .bars import bad_prints
 from .page import Markup, card, fold, num, table, tag, tile, tiles
-from .sessions import MINUTES, session
+from .sessions import known_minutes, session
 
 # %% ../nbs/59_health.ipynb #df9a6e03
 @dataclass
@@ -35,7 +35,7 @@ def state(
     day, # one of its sessions
 ) -> str:
     "absent, gap, half or full."
-    return 'absent' if day in h.absent else 'gap' if h.minutes.get(day, 0) < h.expected[day] else 'half' if h.expected[day] < MINUTES else 'full'
+    return 'absent' if day in h.absent else 'gap' if h.minutes.get(day, 0) < h.expected[day] else 'half' if session(day).half else 'full'
 
 # %% ../nbs/59_health.ipynb #b362e514
 def spread_bps(
@@ -48,13 +48,14 @@ def spread_bps(
 def health_of(
     store, # a Store
     days:list, # the sessions asked for
+    upto, # aware; minutes that had not ended by then are not missing
     quarantined=None, # file -> reason, as `history` reports it
 ) -> Health:
     "The health of a data folder over `days`."
-    bars = store.raw_frame([d for d in store.raw_days() if d in set(days)]); present = bars.groupby(bars.index.date).size().to_dict() if len(bars) else {}
+    bars = store.raw_frame([d for d in store.raw_days() if d in set(days)], upto); present = bars.groupby(bars.index.date).size().to_dict() if len(bars) else {}
     def here(o): return {d: v for d, v in o.items() if d in set(days)}
     bad = tuple(bars.index[bad_prints(bars)]) if len(bars) else ()
-    return Health(present, {d: session(d).n_minutes for d in days}, here(store.absent), here(store.known_gaps()), bad, spread_bps(bars), quarantined or {},
+    return Health(present, {d: len(known_minutes(d, upto)) for d in days}, here(store.absent), here(store.known_gaps()), bad, spread_bps(bars), quarantined or {},
                   {k: o['why'] for k, o in store.lacks.items()})
 
 # %% ../nbs/59_health.ipynb #73d6367b

@@ -62,8 +62,8 @@ def _worst(o, split):
     off = [(abs(c - int(b)), f'{part}, {b} % band') for b in BANDS for part, c in (at(o, 'coverage', b, split) or {}).items() if not missing(c)]
     return Markup(f'{num(max(off)[0], ".1f")} <span class="muted">({esc(max(off)[1])})</span>') if off else num(None)
 
-def _off(ev, parts):
-    "Deviations as `whiskers` wants them: (x, series, horizon, band, value) each."
+def _off(parts):
+    "Deviations as `whiskers` wants them, from (x, series, band, value) each."
     rows = [(x, s, v - int(b)) for x, s, b, v in parts if not missing(v)]
     return pd.DataFrame([(x, s, d, d, d) for x, s, d in rows], columns=['x', 'series', 'value', 'low', 'high'])
 
@@ -75,11 +75,12 @@ def coverage(
     if not (have := scored(ev, 'coverage', '80', 'marginal')): return tag('p', 'Coverage: not measured. No origin was scored.')
     H = ev['horizons']
     rows = [[HORIZONS[h], *(num(at(H[h], 'coverage', b, 'marginal'), '.1f') for b in BANDS), *(_worst(H[h], o) for o in ('by_hour', 'by_volatility'))] for h in have]
-    whole = _off(ev, [(HORIZONS[h], f'{b} % band', b, at(H[h], 'coverage', b, 'marginal')) for b in BANDS for h in have])
-    hours = _off(ev, [(f'{k}h', HORIZONS[h], '80', v) for h in have for k, v in (at(H[h], 'coverage', '80', 'by_hour') or {}).items()])
+    short = [h for h in have if h in MINUTE_HORIZONS] # the others have one forecast a day: too few for a picture
+    whole = _off([(HORIZONS[h], f'{b} % band', b, at(H[h], 'coverage', b, 'marginal')) for b in BANDS for h in short])
+    hours = _off([(f'{k}h', HORIZONS[h], '80', v) for h in short for k, v in (at(H[h], 'coverage', '80', 'by_hour') or {}).items()])
     charts = [card(title, Markup(figures.whiskers(p, title, 'points', size=(460, 290))), note='share inside the band minus the declared share; 0 is right')
               for title, p in (('All day, by horizon', whole), ('The 80 % band by hour of the forecast', hours)) if len(p)]
-    return table(['horizon', *(f'{b} % band' for b in BANDS), 'worst hour, points', 'worst volatility third, points'], rows) + grid(*charts)
+    return table(['horizon', *(f'{b} % band' for b in BANDS), 'worst hour, points', 'worst volatility third, points'], rows) + (grid(*charts) if charts else '')
 
 # %% ../nbs/60_report.ipynb #5da57a52
 def calibration(

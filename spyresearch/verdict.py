@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .core import is_tradable, stamp
 from .page import Markup, facts, fold, missing, num, points, table, tag, tile, tiles
-from .trade.tickets import Silence, Ticket, sentence
+from .trade.tickets import REASONS, Silence, Ticket, sentence
 
 # %% ../nbs/58_verdict.ipynb #5f6c2c5a
 BASELINES = dict(har='HAR', garch_t='GARCH-t', ewma_diurnal='EWMA × diurnal', tod='time of day', const='constant') # the one to beat first
@@ -146,13 +146,19 @@ def ticket(
     word = '' if is_tradable(t.provenance) else tag('span', f' {stamp(t.provenance)}: not to be traded', cls='warn')
     return tag('div', tag('b', f'{t.side.upper()} · {t.kind} · {t.id}'), word, tag('p', sentence(t)), facts(odds), cls='ticket')
 
+def _hush(quiet):
+    "A line for each kind of ticket, with every reason that one of its heads gave last."
+    for kind in dict.fromkeys(o.kind for o in quiet):
+        mine = [o for o in quiet if o.kind == kind]; said = {r for o in mine for r in o.reasons}
+        asked = tag('span', f'(asked {max(o.at for o in mine):%a %d %b %H:%M}, New York)', cls='muted')
+        yield tag('p', tag('b', kind.title()), f": {', '.join(r for r in REASONS if r in said)} ", asked)
+
 def today(
     answers, # Ticket and Silence objects of the last decision, one or more of each kind
 ) -> Markup:
     "What to do now, according to the last decision."
     now, quiet = [o for o in answers if isinstance(o, Ticket)], [o for o in answers if isinstance(o, Silence)]
-    said = dict.fromkeys(sentence(o) for o in quiet) # heads that say the same say it once
-    silence = tag('div', tag('b', 'No ticket.' if not now else 'And nothing else.'), *(tag('p', o) for o in said), cls='silence') if quiet else ''
+    silence = tag('div', tag('b', 'No ticket.' if not now else 'And nothing else.'), *_hush(quiet), cls='silence') if quiet else ''
     return tag('div', *map(ticket, now), silence) if now or quiet else tag('div', tag('b', 'No decision was made.'), cls='silence')
 
 # %% ../nbs/58_verdict.ipynb #2f8aa234
