@@ -62,10 +62,10 @@ def _csv_line(cells):
 
 @patch
 def append(self:Journal,
-    record:dict, # column -> value; None and NaN stay empty in a CSV
+    record:dict, # column -> value; None and NaN are empty in a CSV, null in JSON
 ):
     "Add one record; it is on the disk when this returns."
-    if not self.is_csv: return _add(self.path, (json.dumps(record, default=str, allow_nan=False) + '\n').encode())
+    if not self.is_csv: return _add(self.path, (json.dumps({k: None if v != v else v for k, v in record.items()}, default=str) + '\n').encode())
     if odd := set(record) - set(self.columns): raise DataError(f'{self.path.name} has no column {sorted(odd)[0]}', f"it has {', '.join(self.columns)}")
     head = b'' if self.path.exists() and self.path.stat().st_size else _csv_line(self.columns)
     _add(self.path, head + _csv_line([record.get(o) for o in self.columns]))

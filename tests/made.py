@@ -1,12 +1,11 @@
 """A made-up market whose every field differs from its neighbours, and a way to fetch it."""
 import asyncio
-from dataclasses import replace
 from datetime import date, datetime, timezone
 
 import numpy as np
 import pandas as pd
 
-from spyresearch.core import ET
+from spyresearch.core import ET, SpyError
 from spyresearch.sessions import minutes, session, sessions
 from spyresearch.tws.history import fetch_history
 from spyresearch.tws.link import Link
@@ -48,7 +47,7 @@ def fetch(tape, store, faults=None, link=None, server=None, **kw):
         async with ReplayServer(tape, **opts) as srv:
             try:
                 async with Link(port=srv.port, **(link or {})) as l: out = await fetch_history(l, store, **kw)
-            except Exception as e: out = e
+            except SpyError as e: out = e
             assert srv.unhandled == [] and srv.errors == []
             return out, [o.request for o in srv.requests if type(o.request).__name__ == 'Historical']
     return asyncio.run(go())

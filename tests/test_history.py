@@ -9,7 +9,7 @@ import pytest
 import made
 from made import CLOSE, DAYS
 from spyresearch.bars import BA, IV, OHLC, OHLCV
-from spyresearch.core import DataError, FeedError, FixedClock, PermissionMissing, UsageError, parse_asof
+from spyresearch.core import DataError, FixedClock, PermissionMissing, UsageError, parse_asof
 from spyresearch.sessions import minutes, session, sessions
 from spyresearch.store import Store
 from spyresearch.tws.faults import Faults

@@ -9,16 +9,15 @@ __all__ = ['spans', 'sound', 'due', 'dividends', 'HistoryReport', 'Walk', 'pool'
 import asyncio
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from itertools import groupby
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
 from ..bars import BA, IV, OHLC, RAW_COLUMNS
-from ..core import ET, DataError, FeedError, PermissionMissing, RealClock, UsageError, quiet, stopwatch
+from ..core import ET, FeedError, PermissionMissing, UsageError, quiet, stopwatch
 from ..sessions import is_session, known_minutes, last_sessions, next_session, session, sessions
-from ..store import DAILY_COLUMNS, Store
+from ..store import Store
 from .link import Dropped, Link, NoData, TimedOut
 
 # %% ../../nbs/tws/15_history.ipynb #f693b0c3

@@ -9,7 +9,7 @@ __all__ = ['NoData', 'Pacing', 'TimedOut', 'Dropped', 'refusal', 'Limiter', 'Lin
 import asyncio, logging, re, socket, struct
 from collections import deque
 from contextlib import asynccontextmanager
-from datetime import date, datetime
+from datetime import datetime
 from functools import cache
 from zoneinfo import ZoneInfo
 
