@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .core import ET, DataError
-from .sessions import MINUTES, is_session, minutes, session
+from .sessions import MINUTES, is_session, session
 
 # %% ../nbs/02_bars.ipynb #50c37b24
 OHLC = ['open', 'high', 'low', 'close']

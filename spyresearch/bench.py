@@ -9,7 +9,7 @@ __all__ = ['BENCHES', 'Row', 'row', 'timed', 'same', 'python', 'bench_start', 'p
 # %% ../nbs/63_bench.ipynb #ffcb1175
 import asyncio, os, subprocess, sys, tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -109,7 +109,7 @@ def bench_history(n):
     bars = {key: demo_tape().bars[key]}
     for _ in range(n):
         with tempfile.TemporaryDirectory() as d, spawn(tape=Tape('demo', 'simulated', bars).save(f'{d}/tape.zip'), pacing='off') as (host, port):
-            with stopwatch() as w: fetch(host, port, lambda p: Store(d, p), days=120, daily=False)  # noqa: B023 - called at once
+            with stopwatch() as w: fetch(host, port, lambda p: Store(d, p), days=120, daily=False)
             ours.append(w.seconds)
             store = Store(d)
             with stopwatch() as w: closes = asyncio.run(plain_history(host, port, store.raw_days()))
@@ -148,7 +148,7 @@ def bench_days(n):
     for _ in range(n):
         with tempfile.TemporaryDirectory() as d:
             store, days = _demo_store(d)
-            files += timed(lambda: prepare(store), 1)[0]  # noqa: B023 - called at once
+            files += timed(partial(prepare, store), 1)[0]
             bars = store.raw_frame()
     batch, all_ = timed(lambda: compute(bars), n)
     gapless = bars[~np.isin(bars.index.date, list(store.known_gaps()))]   # pandas counts rows, not minutes
@@ -174,7 +174,7 @@ def peak_mb(
         tree = psutil.Process(p.pid)
         while p.poll() is None:
             try: most = max(most, sum(o.memory_info().rss for o in [tree, *tree.children(recursive=True)]))
-            except psutil.NoSuchProcess: pass  # a child ended between the two looks  # noqa: S110
+            except psutil.NoSuchProcess: pass  # a child ended between the two looks
             clock.sleep(.1)
     if p.returncode: raise CheckFailed(f'the run ended with {p.returncode}', p.stderr.read()[-500:])
     return w.seconds, most/2**20

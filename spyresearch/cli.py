@@ -7,15 +7,14 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
            'write_json', 'outcome', 'history', 'prepare', 'run', 'replay', 'test', 'bench', 'main']
 
 # %% ../nbs/64_cli.ipynb #46ea9e6f
-import json, os, sys
-from datetime import datetime
+import json, sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from typer.exceptions import TyperException
 
-from .core import FeedError, FixedClock, NothingToDo, RealClock, SpyError, UsageError, bar_progress, parse_asof
+from .core import NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
 
 # %% ../nbs/64_cli.ipynb #6af73ea9
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -43,9 +42,7 @@ def write_json(
     if out is None: return
     text = json.dumps(body, indent=1, allow_nan=False, default=str)
     if out == '-': print(text)
-    else:
-        from spyresearch.core import atomic_write
-        atomic_write(out, text + '\n')
+    else: atomic_write(out, text + '\n')
 
 # %% ../nbs/64_cli.ipynb #d352f575
 def _source(tws=None, bars=None, daily=None, dividends=None, asof=None, seed=7, edge=0.):
@@ -76,7 +73,7 @@ def outcome(
     except SpyError as e:
         if debug: raise
         print(e, file=sys.stderr); return e.exit_code
-    except Exception as e:  # noqa: BLE001 - the last line of defence, reported in full with --debug
+    except Exception as e:  # the last line of defence: reported in full with --debug
         if debug: raise
         print(f'unexpected {type(e).__name__}: {e}\nthis is a defect of the program, not of your input\nrun the same command with --debug and report what it prints', file=sys.stderr)
         return 1

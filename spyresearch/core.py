@@ -11,7 +11,7 @@ __all__ = ['UTC', 'ET', 'SpyError', 'CheckFailed', 'UsageError', 'DataError', 'F
 # %% ../nbs/00_core.ipynb #380a27e9
 import asyncio, hashlib, os, re, subprocess, sys, tempfile, time
 from contextlib import contextmanager
-from datetime import date, datetime, time as clock_time, timedelta, timezone
+from datetime import datetime, time as clock_time, timedelta, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache, lru_cache
 
-import numpy as np
 import pandas as pd
 
 from .core import ET, UsageError
