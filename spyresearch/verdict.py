@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'BENCHMARKS', 'HORIZONS', 'MINUTE_HORIZONS', 'NEED', 'HEADLINE', 'FORECAST', 'HONEST', 'ODDS', 'CLAIM',
-           'NOT_THE_MARKET', 'at', 'reason', 'Rule', 'rule', 'forecast_rules', 'money_rules', 'Verdict', 'judge',
-           'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'first_screen']
+           'NOT_THE_MARKET', 'at', 'reason', 'Rule', 'rule', 'forecast_rules', 'money_rules', 'Verdict',
+           'forecast_words', 'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'first_screen']
 
 # %% ../nbs/58_verdict.ipynb #74dcc3ec
 from dataclasses import dataclass
@@ -112,6 +112,13 @@ FORECAST = {True: 'The forecast is better than the HAR baseline at all four minu
 HONEST = {True: ', and its bands hold what they declare.', False: ', and its bands are off by more than they should be.', None: '; its bands were not measured.'}
 
 # %% ../nbs/58_verdict.ipynb #9b2d7799
+def forecast_words(
+    rules:list, # from `forecast_rules`
+) -> str:
+    "What the rules say about the forecast, in a sentence."
+    return FORECAST[rules[0].met] + HONEST[rules[1].met]
+
+# %% ../nbs/58_verdict.ipynb #27b57354
 def judge(
     ev:dict, bt:dict, # Evaluation and Backtest JSON
     said:dict, # from `signals.published`
@@ -119,10 +126,10 @@ def judge(
     "The verdict on the system's best strategy; the count of tries is in the deflated Sharpe ratio."
     own = [k for k in at(bt, 'strategies') or {} if k not in BENCHMARKS] or ['']
     best = max(own, key=lambda k: sum(r.met is True for r in money_rules(ev, bt, said, k)))
-    money, (better, honest) = money_rules(ev, bt, said, best), forecast_rules(ev)
+    money, forecast = money_rules(ev, bt, said, best), forecast_rules(ev)
     missed = '; '.join(r.missed for r in money if r.met is False) or 'no day was scored'
     why = 'Every condition on money is met.' if (level := _level(money)) == 'edge' else f'{missed[0].upper()}{missed[1:]}.'
-    return Verdict(level, HEADLINE[level], f'{why} {FORECAST[better.met]}{HONEST[honest.met]}', money, [better, honest], best)
+    return Verdict(level, HEADLINE[level], f'{why} {forecast_words(forecast)}', money, forecast, best)
 
 # %% ../nbs/58_verdict.ipynb #becd92eb
 def rules_table(
