@@ -27,6 +27,7 @@ def stretches(
         a, b = first[max(d - back, 0)], [*first, len(bars)][min(d + ahead + 1, len(first))]
         yield bars.iloc[a:b], int(i) - a + 1
 
+# %% ../../nbs/features/24_audit.ipynb #26d2353a
 def audit(
     bars:pd.DataFrame, # canonical
     f=compute, # frame -> frame with the same index: features, labels, anything that claims to be causal

@@ -19,6 +19,7 @@ def _stamps(g):
     ix = [minutes(d)[s[:n]] for d, s, n in zip(g.days, g.seen, g.n)]
     return pd.DatetimeIndex(pd.concat([o.to_series() for o in ix]), name='Datetime')
 
+# %% ../../nbs/features/22_batch.ipynb #dd1d0b74
 def compute(
     bars, # canonical frame or `Grid`, any number of sessions
     features=None, # names; every kept one by default

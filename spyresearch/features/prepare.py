@@ -33,6 +33,7 @@ def day_rows(
     if not sealed: ix = ix[ix <= bars.index[-1]]
     return pd.concat([bars.reindex(columns=RAW_COLUMNS), values], axis=1).reindex(ix)
 
+# %% ../../nbs/features/25_prepare.ipynb #799cfb45
 def row_bytes(
     bar, # mapping with `Datetime` and the columns that there are
     values:dict, # feature -> value, as a `Stream` returns them
@@ -52,6 +53,7 @@ def context(
     while full < max(depth, 1): out.append(prev_session(out[-1])); full += session(out[-1]).n_minutes == MINUTES
     return out[::-1]
 
+# %% ../../nbs/features/25_prepare.ipynb #279536f7
 def made_from(
     days:list, # sessions, as `context` gives them
     raw:dict, # day -> hash of its raw file
@@ -76,6 +78,7 @@ class PrepareReport:
         more = f'; {len(self.orphans)} day files have no valid raw bars' if self.orphans else ''
         return f'{len(self.days)} day files, {self.columns} features: {len(self.written)} written, {len(self.kept)} up to date, {self.seconds:.1f} s{more}'
 
+# %% ../../nbs/features/25_prepare.ipynb #7c7799fd
 def dividends_of(store:Store) -> dict: # ex-date -> USD a share
     "Dividends that the source has told."
     d = store.daily_bars()['dividend'].dropna()

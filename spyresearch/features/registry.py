@@ -45,8 +45,6 @@ class Feature:
 # %% ../../nbs/features/20_registry.ipynb #467f6645
 CALENDAR = ('day', 'minute', 'n', 'weekday', 'linked')  # day's place in the calendar; `linked`: the session before is here too
 MARKET = (*RAW_COLUMNS, 'seen', 'dividend')
-_CHOICES = dict(scope=('session', 'continuous'), known_at=('bar end', 'session open', 'schedule'))
-
 class Registry:
     "Features by name, in the order of their declaration."
     def __init__(self): self.features = {}
@@ -57,7 +55,9 @@ class Registry:
 
 REGISTRY = Registry()
 
-# %% ../../nbs/features/20_registry.ipynb #fe373cc2
+# %% ../../nbs/features/20_registry.ipynb #ddd2d52a
+_CHOICES = dict(scope=('session', 'continuous'), known_at=('bar end', 'session open', 'schedule'))
+
 @patch
 def add(self:Registry, f:Feature) -> Feature:
     "Enter a declaration; a name twice, an unknown input or an unknown word is refused."
@@ -105,6 +105,7 @@ def plan(
         if f.name in want: want |= set(f.inputs) & set(self.features)
     return [f for f in self if f.name in want]
 
+# %% ../../nbs/features/20_registry.ipynb #905da3a4
 @patch
 def depth(self:Registry, names=None) -> int: # sessions
     "Full sessions of history that `names` need before their first day."
@@ -166,6 +167,7 @@ def __getitem__(self:Days, name):
         with np.errstate(all='ignore'): self._memo[name] = f.batch(_Only(self, f))
     return self._memo[name]
 
+# %% ../../nbs/features/20_registry.ipynb #514c20ed
 @patch
 def column(
     self:Days,
@@ -213,6 +215,7 @@ def total(
     out[:, :h-1] = np.nan
     return out
 
+# %% ../../nbs/features/20_registry.ipynb #76b1f835
 class Total:
     "The same, a value at a time: `h` numbers of memory."
     def __init__(self, h): self.past, self.sum, self.i = [np.nan]*(h - 1) + [0.], 0., 0
@@ -249,6 +252,7 @@ def _code(o, seen=()):
     cells = [c.cell_contents for c in o.__closure__ or ()]
     return repr([_code(v, (*seen, o)) for v in (o.__code__, *(o.__defaults__ or ()), *(o.__kwdefaults__ or {}).values(), *cells, *_called(o))])
 
+# %% ../../nbs/features/20_registry.ipynb #dc7ee6d9
 def _called(f):
     "The project's functions and constants that `f` names."
     def names(c): return {*c.co_names}.union(*(names(o) for o in c.co_consts if isinstance(o, CodeType)))

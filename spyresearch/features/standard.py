@@ -26,6 +26,7 @@ def last(b, s):
     if b.seen: s.px = b.close
     return s.px
 
+# %% ../../nbs/features/21_standard.ipynb #95660c83
 @feature('base', kept=False, group='base', formula='last close known before m; O_m if there is none', unit='USD', inputs=('open', 'last'), state=dict(px=np.nan))
 def base(g):
     before = np.c_[np.full((len(g), 1), np.nan), g.last[:, :-1]]
@@ -51,6 +52,7 @@ def of_yesterday(
     "Each day's predecessor's value, NaN where the session before is not here."
     return np.where(linked, np.roll(x, 1, axis=0), np.nan)
 
+# %% ../../nbs/features/21_standard.ipynb #ca29f2d9
 @feature('prior', kept=False, group='base', formula="yesterday's close, high and low, less today's dividend", unit='USD', scope='continuous',
          known_at='session open', inputs=('last', 'high', 'low', 'dividend'), state=dict(day=(np.nan,)*3, px=(np.nan,)*3))
 def prior(g):
@@ -79,8 +81,6 @@ feature('r_day', lambda g: np.log(g.close/g.prior[0]), group='G1', formula='ln C
         scope='continuous', sessions=1, inputs=('close', 'prior'))
 
 # %% ../../nbs/features/21_standard.ipynb #3f2f3785
-TAIL = 60 # minutes of yesterday that a window may reach back to
-
 @feature('rv_today', kept=False, group='base', formula='sum of r^2 since the open', inputs=('r2',), state=dict(sum=0.))
 def rv_today(g): return np.nan_to_num(g.r2).cumsum(1)
 
@@ -89,7 +89,12 @@ def rv_today(b, s):
     if b.r2 == b.r2: s.sum += b.r2
     return s.sum
 
-# %% ../../nbs/features/21_standard.ipynb #18d7c1d2
+feature('logrv_today', lambda g: np.log(g.rv_today/(g.minute + 1)), group='G2', formula='ln of the sum of r^2 since the open, per minute elapsed',
+        unit='ln variance a minute', inputs=('rv_today',))
+
+# %% ../../nbs/features/21_standard.ipynb #9ad5ed49
+TAIL = 60 # minutes of yesterday that a window may reach back to
+
 def totals(
     tail:np.ndarray, # [..., 60]: squares of yesterday's last hour
     today:np.ndarray, # [..., M]: of today
@@ -100,6 +105,7 @@ def totals(
     c[gone, :TAIL] = np.nan
     return c
 
+# %% ../../nbs/features/21_standard.ipynb #d38993d5
 @feature('rv_total', kept=False, group='base', formula="running total of r^2, from yesterday's last hour on", scope='continuous', inputs=('r2',),
          state=lambda: SimpleNamespace(day=np.full(MINUTES, np.nan), n=MINUTES, c=None))
 def rv_total(g):
@@ -115,7 +121,7 @@ def rv_total(b, s):
     s.c[TAIL+1 + b.minute] = s.c[TAIL + b.minute] + np.nan_to_num(b.r2)
     return s.c
 
-# %% ../../nbs/features/21_standard.ipynb #de31a9a8
+# %% ../../nbs/features/21_standard.ipynb #1c0fed2b
 def _log_rv(name, h):
     "Declare the log realised variance of the last `h` minutes."
     now = TAIL + 1
@@ -124,8 +130,6 @@ def _log_rv(name, h):
             step=lambda b, s: np.log(b.rv_total[now + b.minute] - b.rv_total[now + b.minute - h]))
 
 for h in (5, 15, 30, 60): _log_rv(f'logrv_{h}', h)
-feature('logrv_today', lambda g: np.log(g.rv_today/(g.minute + 1)), group='G2', formula='ln of the sum of r^2 since the open, per minute elapsed',
-        unit='ln variance a minute', inputs=('rv_today',))
 
 # %% ../../nbs/features/21_standard.ipynb #303c93d6
 MONTH = 22 # sessions
@@ -145,6 +149,7 @@ def rv_past(b, s):
     s.day, s.n = b.rv_today, b.n
     return s.past
 
+# %% ../../nbs/features/21_standard.ipynb #1e4befee
 for k in (1, 5, MONTH):
     feature(f'logrv_d{k}', lambda g, k=k: np.log(sum(g.rv_past[:k])/k), group='G2', formula=f'ln of the mean daily sum of r^2 over the last {k} sessions',
             unit='ln variance a day', window=k*MINUTES, scope='continuous', sessions=k, known_at='session open', inputs=('rv_past',), source='Corsi 2009')
@@ -169,7 +174,7 @@ def same_minute_mean(
     out[ok] = total/count
     return out
 
-# %% ../../nbs/features/21_standard.ipynb #b6e3dd59
+# %% ../../nbs/features/21_standard.ipynb #0cdbbbcd
 class SameMinute:
     "The same, a minute at a time: one array a session, one mean a day."
     def __init__(self, k): self.days, self.today, self.n, self.mean = deque(maxlen=k), None, 0, None
@@ -186,6 +191,7 @@ class SameMinute:
             for day in self.days: total, count = total + np.nan_to_num(day), count + ~np.isnan(day)
             with np.errstate(all='ignore'): self.mean = total/count
 
+# %% ../../nbs/features/21_standard.ipynb #2ce96dee
 def smooth(
     x:np.ndarray, # [..., 390]
     w:int=15, # neighbours, odd
@@ -196,7 +202,7 @@ def smooth(
     near = [q[..., i:i + x.shape[-1]] for i in range(w)]
     with np.errstate(all='ignore'): return sum(map(np.nan_to_num, near))/sum(~np.isnan(o) for o in near)
 
-# %% ../../nbs/features/21_standard.ipynb #0cdbbbcd
+# %% ../../nbs/features/21_standard.ipynb #71da71c2
 def _ahead(profile): return np.concatenate([np.zeros_like(profile[..., :1]), profile], -1).cumsum(-1)
 
 @feature('diurnal', kept=False, group='base', formula='running total over the day of the mean r^2 by minute, last 22 full sessions, smoothed over 15 minutes',
@@ -209,6 +215,7 @@ def diurnal(b, s):
     if b.minute == 0: s.total = _ahead(smooth(mean))
     return s.total
 
+# %% ../../nbs/features/21_standard.ipynb #35cc5dc6
 def _log_diurnal(name, h, words):
     "Declare the log of the diurnal variance of the next `h` minutes."
     feature(name, lambda g: np.log(np.take_along_axis(g.diurnal, np.minimum(g.minute + 1 + h, g.n), 1) - g.diurnal[:, 1:]), group='G2',
@@ -227,6 +234,7 @@ feature('sigma14', lambda g: same_minute_mean(g.move, g.n, g.linked, SIGMA), kep
 feature('noise_pos', lambda g: (g.close/g.day_open - 1)/g.sigma14, group='G3', formula='(C_m/O - 1)/sigma14(m); the noise area is -1 to 1',
         window=SIGMA*MINUTES, scope='continuous', sessions=SIGMA, inputs=('close', 'day_open', 'sigma14'), source='Zarattini, Aziz and Barbon 2024')
 
+# %% ../../nbs/features/21_standard.ipynb #a5bae203
 @feature('vwap', kept=False, group='base', formula='sum of volume (H + L + C)/3 over sum of volume, since the open', unit='USD',
          inputs=('high', 'low', 'close', 'volume'), state=dict(pv=0., v=0.))
 def vwap(g): return np.nan_to_num(g.volume*((g.high + g.low + g.close)/3)).cumsum(1)/np.nan_to_num(g.volume).cumsum(1)
@@ -241,13 +249,14 @@ feature('vwap_dist', lambda g: np.log(g.close/g.vwap)/np.sqrt(g.rv_today), group
 feature('pday_pos', lambda g: (g.close - g.prior[2])/(g.prior[1] - g.prior[2]), group='G3', formula="(C_m - L)/(H - L) of yesterday's range",
         scope='continuous', sessions=1, inputs=('close', 'prior'))
 
-# %% ../../nbs/features/21_standard.ipynb #a5bae203
+# %% ../../nbs/features/21_standard.ipynb #823126be
 feature('signed', lambda g: g.ret*abs(g.ret), kept=False, group='base', formula='r |r|', inputs=('ret',))
 rolling('semi_60', 'signed', 60, kept=False, group='base', formula='sum of r |r| over 60 min')
 rolling('square_60', 'r2', 60, kept=False, group='base', formula='sum of r^2 over 60 min')
 feature('rs_asym_60', lambda g: g.semi_60/g.square_60, group='G2', formula='(RS+ - RS-)/(RS+ + RS-) over 60 min', window=60, warmup=60,
         inputs=('semi_60', 'square_60'), source='Barndorff-Nielsen, Kinnebrock and Shephard 2010')
 
+# %% ../../nbs/features/21_standard.ipynb #a5bc57f3
 rolling('move_120', 'ret', 120, kept=False, group='base', formula='sum of r over 120 min')
 rolling('path_120', 'abs_ret', 120, kept=False, group='base', formula='sum of |r| over 120 min')
 feature('eff_120', lambda g: abs(g.move_120)/g.path_120, group='G4', formula='|sum of r|/sum of |r| over 120 min', window=120, warmup=120,

@@ -33,7 +33,7 @@ class Stream:
         self.last = self.day = None  # last finished session; the one under way
         self.minute = 0  # the next to come
 
-# %% ../../nbs/features/23_stream.ipynb #3d9ffc39
+# %% ../../nbs/features/23_stream.ipynb #04826cfb
 @patch
 def open(self:Stream,
     day:date, # a trading day, after all that came before
@@ -46,6 +46,9 @@ def open(self:Stream,
     self.states |= {f.name: f.new_state() for f in self.plan if f.scope == 'session'}
     self.day, self.minute, self.n = day, 0, s.n_minutes
     self.fields = dict(day=day, n=s.n_minutes, weekday=day.weekday(), linked=self.last == prev_session(day), dividend=self.dividends.get(day, 0.))
+
+# %% ../../nbs/features/23_stream.ipynb #2cc9c8fb
+_NOTHING = dict.fromkeys(RAW_COLUMNS, np.float64('nan'))
 
 @patch
 def _pass(self:Stream, market, seen):
@@ -61,8 +64,6 @@ def close(self:Stream):
     "End the session: the minutes that never came pass by empty."
     while self.minute < self.n: self._pass(_NOTHING, False)
     self.last, self.day = self.day, None
-
-_NOTHING = dict.fromkeys(RAW_COLUMNS, np.float64('nan'))
 
 # %% ../../nbs/features/23_stream.ipynb #330e548f
 @patch
@@ -91,6 +92,7 @@ def recent(
     while i > 0 and full < depth: i -= 1; full += session(days[i]).n_minutes == MINUTES
     return days[max(i - 1, 0):]
 
+# %% ../../nbs/features/23_stream.ipynb #2a36ee25
 @patch
 def start(self:Stream,
     history:pd.DataFrame, # canonical bars, whole sessions; the last may be under way
@@ -112,6 +114,7 @@ def stream_frame(
     rows = [s.push(dict(zip(['Datetime', *bars.columns], o))) for o in bars.itertuples()]
     return pd.DataFrame(rows, index=bars.index, columns=s.names, dtype=float)
 
+# %% ../../nbs/features/23_stream.ipynb #bce44452
 def parity(
     bars:pd.DataFrame, # canonical
     features=None, dividends:dict=None, registry:Registry=REGISTRY, # as in `compute`
