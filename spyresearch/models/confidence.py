@@ -77,7 +77,7 @@ class Rule:
     "What the gate was told before it saw any outcome."
     alpha:float = .10          # chance of ever passing without an edge
     margin:float = .01         # how far above break-even the bound must lie
-    ladders:tuple = ((.4, .5, .6), (.2, .3)) # top shares of the score, in testing order
+    ladders:tuple = ((.4,), (.2, .3)) # top shares of the score, in testing order
     least:int = 30             # days with outcomes before anything is said
     recent:int = 40            # votes that can silence
 
