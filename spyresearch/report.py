@@ -91,6 +91,7 @@ def calibration(
 ) -> tuple: # declared %, observed %, low %, high %
     "Share of outcomes at or below each quantile, with 95 % intervals over days."
     ok = np.isfinite(y) & np.isfinite(q).all(1)
+    if not ok.any(): return (100*np.asarray(levels), *np.full((3, len(levels)), np.nan))
     _, ix, n = np.unique(np.asarray(day)[ok], return_inverse=True, return_counts=True)
     below = np.stack([np.bincount(ix, c) for c in (y[ok, None] <= q[ok]).T], 1) # [days, levels]
     mean = below.sum(0)/n.sum()
@@ -104,6 +105,7 @@ def reliability(
     why:str='', # there are no probabilities
 ) -> Markup:
     "Quantiles and probabilities against what happened."
+    curves = {k: c for k, c in curves.items() if np.isfinite(c[1]).any()}
     if not curves: return tag('p', 'Reliability: not measured. No origin was scored.')
     def one(title, note, c): return card(title, Markup(figures.deviations(c, f'reliability: {title}', size=(460, 300))), note=note)
     left = one('Quantiles', 'shaded: 95 % over days; on the line: as declared', curves)
