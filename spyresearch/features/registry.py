@@ -127,16 +127,17 @@ class Days:
         self.weekday = np.array([[d.weekday()] for d in self.day])
         self.linked = np.array([[i > 0 and prev_session(d) == self.day[i-1]] for i, d in enumerate(self.day)])
         self.dividend = np.array([[(dividends or {}).get(d, 0.)] for d in self.day])
-        for o in RAW_COLUMNS[5:]: setattr(self, o, self._spread(bars, o))
+        at = None if isinstance(bars, Grid) else self.place(bars.index)
+        for o in RAW_COLUMNS[5:]: setattr(self, o, self._spread(bars, o, at))
     def __len__(self): return len(self.day)
 
 # %% ../../nbs/features/20_registry.ipynb #b646b949
 @patch
-def _spread(self:Days, bars, column):
+def _spread(self:Days, bars, column, at):
     "A further column of the bars, on the grid; NaN where the source has none."
-    if isinstance(bars, Grid) or column not in bars: return np.full((1, 1), np.nan)
+    if at is None or column not in bars: return np.full((1, 1), np.nan)
     out = np.full(self.close.shape, np.nan)
-    out[self.place(bars.index)] = bars[column].to_numpy(float)
+    out[at] = bars[column].to_numpy(float)
     return out
 
 @patch
