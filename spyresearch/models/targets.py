@@ -121,7 +121,7 @@ def log_rv(
 ) -> np.ndarray: # [N, 9] log variance, NaN where there is no label or no movement
     "The log realised variance of every horizon."
     total, out = np.c_[np.zeros(len(panel.n)), squares(panel).cumsum(1)], np.full((len(day), len(HORIZONS)), np.nan)
-    with np.errstate(divide='ignore'):
+    with np.errstate(divide='ignore', invalid='ignore'):
         for j, h in enumerate(HORIZONS[:5]):
             end = ends(panel, day, minute, h)
             out[:, j] = np.where(end >= 0, np.log(total[day, end + 1] - total[day, minute + 1]), np.nan)
