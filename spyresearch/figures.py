@@ -217,6 +217,8 @@ def equity_chart(
     return responsive(draw, title, (1040, 420), (400, 400))
 
 def _dates(ax, n):
-    "At most about `n` readable dates."
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    at = AutoDateLocator(minticks=3, maxticks=n); ax.xaxis.set_major_locator(at); ax.xaxis.set_major_formatter(ConciseDateFormatter(at))
+    "At most about `n` readable dates: month starts, or Mondays of a short span."
+    from matplotlib.dates import ConciseDateFormatter, MonthLocator, WeekdayLocator
+    span = float(np.ptp(ax.get_xlim())) # days
+    at = MonthLocator(interval=int(np.ceil(span/30/n))) if span > 100 else WeekdayLocator(byweekday=0, interval=int(np.ceil(span/7/n)))
+    ax.xaxis.set_major_locator(at); ax.xaxis.set_major_formatter(ConciseDateFormatter(at))

@@ -132,7 +132,7 @@ tbody th{font-weight:500} .strong th,.strong td{font-weight:700} .text td,.text 
 dt{font-size:12.5px;color:var(--muted)} dd{margin:0;font-weight:600}
 .ticket p,.silence p{max-width:none} td:has(>.bar){text-align:left}
 .bar{display:inline-block;height:.7em;background:var(--accent);border-radius:2px;vertical-align:baseline}
-.months{display:flex;flex-wrap:wrap;gap:10px 16px;margin:12px 0;font-size:12px;color:var(--muted)}
+.months{display:grid;grid-template-columns:repeat(auto-fill,minmax(256px,1fr));gap:10px 8px;margin:12px 0;font-size:12px;color:var(--muted)}
 .months i{display:inline-block;width:9px;height:9px;margin:0 2px 0 0;border-radius:2px;background:var(--up)}
 .months i.half{background:linear-gradient(to top,var(--up) 50%,var(--line) 50%)} .months i.gap{background:var(--amber)}
 .months i.absent{background:none;box-shadow:inset 0 0 0 1.5px var(--down)}

@@ -8,7 +8,7 @@ __all__ = ['BASELINES', 'BENCHMARKS', 'HORIZONS', 'MINUTE_HORIZONS', 'NEED', 'HE
            'forecast_words', 'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'first_screen']
 
 # %% ../nbs/58_verdict.ipynb #74dcc3ec
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .core import is_tradable, stamp
 from .page import Markup, facts, fold, missing, num, points, table, tag, tile, tiles
@@ -151,7 +151,7 @@ def ticket(
     "One ticket as a card; what could not be computed is not there."
     odds = [(label, num(v, spec)) for k, (label, spec) in ODDS.items() if not missing(v := getattr(t, k))]
     word = '' if is_tradable(t.provenance) else tag('span', f' {stamp(t.provenance)}: not to be traded', cls='warn')
-    return tag('div', tag('b', f'{t.side.upper()} · {t.kind} · {t.id}'), word, tag('p', sentence(t)), facts(odds), cls='ticket')
+    return tag('div', tag('b', f'{t.side.upper()} · {t.kind} · {t.status} · {t.id}'), word, tag('p', sentence(t)), facts(odds), cls='ticket')
 
 def _hush(quiet):
     "A line for each kind of ticket, with every reason that one of its heads gave last."
@@ -162,11 +162,14 @@ def _hush(quiet):
 
 def today(
     answers, # Ticket and Silence objects of the last decision, one or more of each kind
+    standing=(), # (Ticket, Outcome) of tickets issued so far
 ) -> Markup:
-    "What to do now, according to the last decision."
+    "What to do now: earlier tickets that have not ended, then the last decision."
+    still = [replace(t, status=o.status) for t, o in standing if not o.closed and t not in answers]
     now, quiet = [o for o in answers if isinstance(o, Ticket)], [o for o in answers if isinstance(o, Silence)]
-    silence = tag('div', tag('b', 'No ticket.' if not now else 'And nothing else.'), *_hush(quiet), cls='silence') if quiet else ''
-    return tag('div', *map(ticket, now), silence) if now or quiet else tag('div', tag('b', 'No decision was made.'), cls='silence')
+    silence = tag('div', tag('b', 'No new ticket.' if not now else 'And nothing else.'), *_hush(quiet), cls='silence') if quiet else ''
+    held = tag('div', tag('b', 'Still standing'), *map(ticket, still)) if still else ''
+    return tag('div', held, *map(ticket, now), silence) if still or now or quiet else tag('div', tag('b', 'No decision was made.'), cls='silence')
 
 # %% ../nbs/58_verdict.ipynb #2f8aa234
 CLAIM = 'SPY’s next minutes and days can be forecast better than by a log-HAR volatility model, and acting on the forecast pays after costs.'
