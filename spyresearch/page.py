@@ -141,7 +141,7 @@ pre{overflow-x:auto;font:12px/1.5 ui-monospace,Menlo,Consolas,monospace;backgrou
   white-space:pre-wrap;overflow-wrap:anywhere}
 a{color:var(--accent)} nav{display:flex;flex-wrap:wrap;gap:2px 16px;margin:22px 0 0;font-size:14px}
 @media (max-width:640px){main{padding:18px 14px 40px} h2{margin-top:40px} .tiles{grid-template-columns:1fr 1fr;gap:8px} .tile{padding:9px 11px} .v{font-size:21px}
-.card{padding:10px}}
+.card{padding:10px} .months{grid-template-columns:1fr 1fr} .months i{width:5px;margin-right:1.5px;border-radius:1px}}
 @media print{@page{margin:14mm 12mm} html,.spy{font-size:10.5pt} body{display:table;width:100%;font-size:10.5pt} main{display:table-row-group;max-width:none;padding:0}
   .strip{display:table-header-group;break-inside:avoid;position:static;background:none;color:#000;font-size:9pt;text-align:left} .lede{font-size:12pt} .v{font-size:16pt}
   h2,h3,figcaption,.prose{break-after:avoid} h2{margin-top:24px} .card,.tile,tr,.ticket,.silence{break-inside:avoid} nav,.code{display:none} summary{color:inherit}

@@ -13,7 +13,7 @@ import pandas as pd
 from . import figures
 from .page import Markup, card, esc, fold, grid, missing, num, table, tag
 from .trade.tickets import Ticket, sentence
-from .verdict import BASELINES, BENCHMARKS, HORIZONS, MINUTE_HORIZONS, at, reason
+from .verdict import BASELINES, BENCHMARKS, HORIZONS, MINUTE_HORIZONS, against, at, reason
 
 # %% ../nbs/60_report.ipynb #e9f6e93e
 def scored(
@@ -27,16 +27,16 @@ def skill_points(
     ev:dict, # Evaluation JSON
     baselines, # keys of BASELINES
 ) -> pd.DataFrame: # as `whiskers` wants it
-    "Skill with the interval that its t implies, for the minute horizons that have both."
-    rows = [(HORIZONS[h], BASELINES[b], s, *figures.interval(s, t)) for b in baselines for h in MINUTE_HORIZONS
-            if (s := at(ev, 'horizons', h, 'skill_pct', b)) is not None and (t := at(ev, 'horizons', h, 'dm_t', b))]
+    "Skill with the interval that its t implies, for the minute horizons that have both; the same forecast is 0 without an interval."
+    found = {(h, b): against(ev, h, b) for b in baselines for h in MINUTE_HORIZONS}
+    rows = [(HORIZONS[h], BASELINES[b], s, *(figures.interval(s, t) if t else (s, s))) for (h, b), (s, t) in found.items() if None not in (s, t)]
     return pd.DataFrame(rows, columns=['x', 'series', 'value', 'low', 'high'])
 
 # %% ../nbs/60_report.ipynb #2763542e
-def _skill(o, b):
+def _skill(ev, h, b):
     "Skill against a baseline, and its t, in one cell."
-    s, t = at(o, 'skill_pct', b), at(o, 'dm_t', b)
-    return Markup(num(s) if s is None else f'{num(s, "+.2f")} <span class="muted">({num(t, ".1f")})</span>')
+    o, (s, t) = ev['horizons'][h], against(ev, h, b)
+    return tag('span', 'the same', cls='muted') if s == t == 0 else num(s, why=reason(o, f'skill_pct.{b}')) if s is None else Markup(f'{num(s, "+.2f")} <span class="muted">({num(t, ".1f")})</span>')
 
 def _unscored(ev, key):
     "Horizons without a score, and why."
@@ -48,7 +48,7 @@ def pinball(
 ) -> Markup:
     "Pinball loss by horizon, and skill against each baseline."
     have = {h: ev['horizons'][h] for h in scored(ev, 'pinball_bp')}
-    rows = [[HORIZONS[h], num(o['pinball_bp'], '.3f'), *(_skill(o, b) for b in BASELINES), num(at(o, 'logrv_r2'), '.3f')] for h, o in have.items()]
+    rows = [[HORIZONS[h], num(o['pinball_bp'], '.3f'), *(_skill(ev, h, b) for b in BASELINES), num(at(o, 'logrv_r2'), '.3f')] for h, o in have.items()]
     head = ['horizon', 'pinball, bp', *(f'against {o}, % (t)' for o in BASELINES.values()), 'log-RV R²']
     charts = [card(title, Markup(figures.whiskers(p, title, 'skill, %', size=(460, 300))), note='points: skill; bars: 95 % interval; above 0 is better')
               for title, b in (('Against HAR, the one to beat', ['har']), ('Against the other baselines', list(BASELINES)[1:])) if len(p := skill_points(ev, b))]
@@ -59,7 +59,8 @@ BANDS = '50', '80', '90'
 
 def _worst(o, split):
     "The largest deviation from the declared level over the parts of one split, in points."
-    off = [(abs(c - int(b)), f'{part}, {b} % band') for b in BANDS for part, c in (at(o, 'coverage', b, split) or {}).items() if not missing(c)]
+    parts = {b: at(o, 'coverage', b, split) or {} for b in BANDS}
+    off = [(abs(c - int(b)), f'{part}, {b} % band') for b, p in parts.items() for part, c in p.items() if not missing(c) and len(p) > 1]
     return Markup(f'{num(max(off)[0], ".1f")} <span class="muted">({esc(max(off)[1])})</span>') if off else num(None)
 
 def _off(parts):

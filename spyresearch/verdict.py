@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'BENCHMARKS', 'HORIZONS', 'MINUTE_HORIZONS', 'NEED', 'HEADLINE', 'FORECAST', 'HONEST', 'ODDS', 'CLAIM',
-           'NOT_THE_MARKET', 'at', 'reason', 'Rule', 'rule', 'forecast_rules', 'money_rules', 'Verdict',
+           'NOT_THE_MARKET', 'at', 'reason', 'against', 'Rule', 'rule', 'forecast_rules', 'money_rules', 'Verdict',
            'forecast_words', 'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'first_screen']
 
 # %% ../nbs/58_verdict.ipynb #74dcc3ec
@@ -37,6 +37,15 @@ def reason(
     "Why a value is absent, in the words of whoever left it out."
     return at(body, 'reasons', key) or ''
 
+# %% ../nbs/58_verdict.ipynb #a1ffd63e
+def against(
+    ev:dict, # Evaluation JSON
+    h:str, baseline:str, # keys of HORIZONS and BASELINES
+) -> tuple: # skill in percent, t; t is 0 where the two forecasts are the same; None where absent
+    "How much better than a baseline, and whether that could be chance."
+    s, t = at(ev, 'horizons', h, 'skill_pct', baseline), at(ev, 'horizons', h, 'dm_t', baseline)
+    return s, 0. if s == 0 and t is None else t
+
 # %% ../nbs/58_verdict.ipynb #67dc89e6
 @dataclass(frozen=True)
 class Rule:
@@ -47,7 +56,7 @@ class Rule:
     met: bool|None
     missed: str = '' # what to say when it is not met
 
-NEED = dict(days=60, t=2., coverage_pt=.5, realised_pt=3., psr=.95, dsr=.90) # what a claim must reach
+NEED = dict(days=50, t=2., coverage_pt=.5, realised_pt=3., psr=.95, dsr=.90) # what a claim must reach
 
 def rule(
     what:str, need:str, # the condition
@@ -64,7 +73,7 @@ def forecast_rules(
     ev:dict, # Evaluation JSON
 ) -> list:
     "What must hold for the forecast to be called better than HAR, and honest."
-    ts = [at(ev, 'horizons', h, 'dm_t', 'har') for h in MINUTE_HORIZONS]
+    ts = [against(ev, h, 'har')[1] for h in MINUTE_HORIZONS]
     bands = [(at(ev, 'horizons', h, 'coverage', b, 'marginal'), int(b)) for h in MINUTE_HORIZONS for b in ('80', '90')]
     weakest, worst = None if None in ts else min(ts), max((abs(c - b) for c, b in bands if c is not None), default=None)
     shown = 't ' + ', '.join(num(t, '.1f') for t in ts) if any(t is not None for t in ts) else num(None)
@@ -181,13 +190,13 @@ def hero(
 ) -> Markup:
     "Four numbers that sum the page up."
     n, ended, declared, realised = (at(said, k) for k in ('n', 'ended', 'declared', 'realised'))
-    s, h30 = at(bt, 'strategies', v.strategy) or {}, at(ev, 'horizons', '30') or {}
+    s, (skill, t) = at(bt, 'strategies', v.strategy) or {}, against(ev, '30', 'har')
     net, trades = at(s, 'net_bp_per_trade'), at(s, 'n_trades')
     quiet = 'silence has its reasons, below' if n == 0 else 'none has ended yet'
     came = Markup(f"of {ended:,} ended, {num(realised, '.0%')} gained; {num(declared, '.0%')} declared") if ended else quiet
-    t = Markup(f"t = {num(at(h30, 'dm_t', 'har'), '.1f')}; above {NEED['t']:g} counts")
-    return tiles(tile('Forecast against HAR, 30 min', num(at(h30, 'skill_pct', 'har'), '+.2f', '%'), t),
-                 tile('80 % band, 30 min', num(at(h30, 'coverage', '80', 'marginal'), '.1f', '%'), 'of outcomes fell inside'),
+    note = 'the system followed HAR' if skill == t == 0 else Markup(f"t = {num(t, '.1f')}; above {NEED['t']:g} counts")
+    return tiles(tile('Forecast against HAR, 30 min', 'the same' if skill == t == 0 else num(skill, '+.2f', '%'), note),
+                 tile('80 % band, 30 min', num(at(ev, 'horizons', '30', 'coverage', '80', 'marginal'), '.1f', '%'), 'of outcomes fell inside'),
                  tile('Tickets published', num(n, ',d'), came),
                  tile('Net per trade', num(net, '+.1f', 'bp'), Markup(f"{v.strategy or 'no strategy'}, after costs, {num(trades, ',d')} trades"),
                       '' if net is None else 'good' if net > 0 else 'bad'))
