@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSS_LIMIT', 'WEEK', 'SILENCE', 'desk_blocks', 'Stage', 'stage', 'swing_day', 'intraday_day', 'Signals',
-           'shadow_frame', 'walk', 'honesty', 'published']
+           'shadow_frame', 'walk', 'honesty', 'published', 'judged']
 
 # %% ../../nbs/trade/48_signals.ipynb #7ce657da
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ def shadow_frame(st:Stage, hold:str, rank:np.ndarray, prob:np.ndarray) -> pd.Dat
 
 # %% ../../nbs/trade/48_signals.ipynb #bb6c95d5
 def walk(
-    panel, # day files as arrays, up to asof
+    panel, # day files as arrays; days after the evaluation's last are not read
     evaluation, # walk-forward forecasts of the same days
     costs:Costs=Costs(),
     rule:Rule=Rule(), # for each style
@@ -143,6 +143,7 @@ def walk(
     progress=quiet,
 ) -> Signals:
     "All decisions over the forecast days, in time order."
+    panel = panel.days_upto(len(evaluation.days))
     st, l, paid = stage(panel, evaluation, costs, qty), line(panel), dividends_of(panel)
     rules = shares_of(rule, swing.SESSIONS) | shares_of(rule, dict.fromkeys(intraday.MINUTES_HELD, 1))
     streams = {h: nights(s, len(st.days), rules[h], thin=swing.SESSIONS.get(h) or intraday.MINUTES_HELD[h]//5) for h, s in st.shadows.items()}
@@ -181,9 +182,22 @@ def _honest(g, least=100):
 # %% ../../nbs/trade/48_signals.ipynb #da26f037
 def published(
     signals:Signals,
+    hold:str='', # of one head only
 ) -> dict: # counts, rates and basis points; None where there is nothing
     "What was published, declared against realised, over tickets that were entered and have ended."
-    t = signals.frame(); e = t[t['win'].notna()]
+    t = signals.frame(); t = t[t['model'].astype(str).str.contains(f'direction {hold}')]; e = t[t['win'].notna()]
     mean = lambda s: float(s.mean()) if len(s) else None
-    return dict(n=len(t), ended=len(e), days=int(pd.Index([o.date() for o in e['issued_at']]).nunique()), declared=mean(e['declared_p']), lower=mean(e['p_lower']),
-                upper=mean(e['id'].map(signals.upper)), realised=mean(e['win']), net_bp=mean(e['net_ret']*1e4))
+    return dict(n=len(t), ended=len(e), days=len({o.date() for o in e['issued_at']}), declared=mean(e['declared_p']), lower=mean(e['p_lower']),
+                upper=mean(e['id'].map(signals.upper)), realised=mean(e['win']), net_bp=mean(e['net_ret'].astype(float)*1e4))
+
+def judged(
+    signals:Signals,
+) -> dict: # horizon -> auc, brier_skill, ece_pp, top_decile_gap_pp, signals, reasons
+    "The probabilities' part of the evaluation JSON."
+    table, out = honesty(signals.shadow), {}
+    for h, r in table.iterrows():
+        few = dict.fromkeys(('auc', 'brier_skill', 'ece_pp', 'top_decile_gap_pp'), f'only {int(r["n"])} calibrated forecasts have matured') if np.isnan(r.get('auc', np.nan)) else {}
+        scores = {k: None if few else float(r[k]) for k in ('auc', 'brier_skill', 'ece_pp', 'top_decile_gap_pp')}
+        if not few: scores['brier_skill'] /= 100
+        out[h] = scores | dict(signals=published(signals, h + ' '), reasons=few)
+    return out
