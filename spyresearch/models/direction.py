@@ -83,7 +83,7 @@ def walk_forward(
     ripe:np.ndarray, # [N] index of the day by whose close the label is known
     refit:int=21, # days in a block
     embargo:int=1, # days between the last label used and the block
-    strength:float=100.,
+    doubt:float=100., # days' worth of doubt about each weight: labels of one day are nearly one event
     least:int=60,
 ) -> Walked:
     "Probabilities from heads that know matured labels only; NaN before the first head."
@@ -93,7 +93,7 @@ def walk_forward(
         old = (ripe < d - embargo) & np.isfinite(y) & np.isfinite(x).any(1)
         if old.sum() < least or y[old].std() == 0: d += 1; continue
         block = slice(*np.searchsorted(day, [d, d + refit]))
-        heads.append((d, fit_head(x[old], y[old], strength, least)))
+        heads.append((d, fit_head(x[old], y[old], doubt*old.sum()/len(np.unique(day[old])), least)))
         prob[block], novelty[block] = heads[-1][1].prob(x[block]), heads[-1][1].novelty(x[block]); d += refit
     return Walked(prob, novelty, heads)
 

@@ -147,7 +147,7 @@ def swing_shadow(
     sigma = np.array([p.sigma if p else np.nan for p in plans])
     net, status = np.array([o.net_ret if o else np.nan for o in done])/sigma, np.array([o.status if o else '' for o in done])
     up = np.where(np.isfinite(net), net > 0, np.nan)
-    w = walk_forward(x, up, np.arange(D), ripe, embargo=5, strength=100*swing.SESSIONS[hold])
+    w = walk_forward(x, up, np.arange(D), ripe, embargo=5, doubt=100*swing.SESSIONS[hold])
     return Shadow(hold, np.arange(D), np.asarray(panel.n) - 1, np.arange(D) + 1, ripe, ripe, np.ones(D, int), w.prob, up, w.novelty, sigma, net, status), w.heads
 
 # %% ../../nbs/trade/47_shadow.ipynb #ff7ad0a8
@@ -191,7 +191,7 @@ def intraday_shadow(
     low, high = (q[:, int(np.argmin(np.abs(np.asarray(QUANTILES) - e)))] for e in swing.EXIT)
     (long, how_long), (short, how_short) = (share_outcomes(panel, day, minute, h, high, low, e) for e in (1, -1))
     up = np.where(np.isfinite(long), long > 0, np.nan)
-    w = walk_forward(minute_features(panel, day, minute), up, day, day + 1, embargo=0, strength=100*len(day)/len(np.unique(day)), least=HEAD_ORIGINS)
+    w = walk_forward(minute_features(panel, day, minute), up, day, day + 1, embargo=0, least=HEAD_ORIGINS)
     side = np.where(w.prob >= .5, 1, -1)
     fee = np.array([costs.roundtrip_bps(px, qty, day=d)/1e4 for px, d in zip(daily_bars(panel).close, panel.days)])[day]
     sigma = (high - low)/2/1.2815516
