@@ -50,7 +50,7 @@ def pinball(
     have = {h: ev['horizons'][h] for h in scored(ev, 'pinball_bp')}
     rows = [[HORIZONS[h], num(o['pinball_bp'], '.3f'), *(_skill(ev, h, b) for b in BASELINES), num(at(o, 'logrv_r2'), '.3f')] for h, o in have.items()]
     head = ['horizon', 'pinball, bp', *(f'against {o}, % (t)' for o in BASELINES.values()), 'log-RV R²']
-    charts = [card(title, Markup(figures.whiskers(p, title, 'skill, %', size=(460, 300))), note='points: skill; bars: 95 % interval; above 0 is better')
+    charts = [card(title, Markup(figures.whiskers(p, title, 'skill, %', size=(430, 285))), note='points: skill; bars: 95 % interval; above 0 is better')
               for title, b in (('Against HAR, the one to beat', ['har']), ('Against the other baselines', list(BASELINES)[1:])) if len(p := skill_points(ev, b))]
     return Markup('') + (table(head, rows) if rows else '') + (grid(*charts) if charts else '') + _unscored(ev, 'pinball_bp')
 
@@ -79,7 +79,7 @@ def coverage(
     short = [h for h in have if h in MINUTE_HORIZONS] # the others have one forecast a day: too few for a picture
     whole = _off([(HORIZONS[h], f'{b} % band', b, at(H[h], 'coverage', b, 'marginal')) for b in BANDS for h in short])
     hours = _off([(f'{k}h', HORIZONS[h], '80', v) for h in short for k, v in (at(H[h], 'coverage', '80', 'by_hour') or {}).items()])
-    charts = [card(title, Markup(figures.whiskers(p, title, 'points', size=(460, 290))), note='share inside the band minus the declared share; 0 is right')
+    charts = [card(title, Markup(figures.whiskers(p, title, 'points', size=(430, 275))), note='share inside the band minus the declared share; 0 is right')
               for title, p in (('All day, by horizon', whole), ('The 80 % band by hour of the forecast', hours)) if len(p)]
     return table(['horizon', *(f'{b} % band' for b in BANDS), 'worst hour, points', 'worst volatility third, points'], rows) + (grid(*charts) if charts else '')
 
@@ -108,7 +108,7 @@ def reliability(
     "Quantiles and probabilities against what happened."
     curves = {k: c for k, c in curves.items() if np.isfinite(c[1]).any()}
     if not curves: return tag('p', 'Reliability: not measured. No origin was scored.')
-    def one(title, note, c): return card(title, Markup(figures.deviations(c, f'reliability: {title}', size=(460, 300))), note=note)
+    def one(title, note, c): return card(title, Markup(figures.deviations(c, f'reliability: {title}', size=(430, 285))), note=note)
     left = one('Quantiles', 'shaded: 95 % over days; on the line: as declared', curves)
     probabilities = {k: p for k, p in (probabilities or {}).items() if len(p)}; have = {k: (p.declared, p.realised, p.low, p.high) for k, p in probabilities.items()}
     if not have: return grid(left, card('Probabilities', tag('p', num(None), f': {why}' if why else '')))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BASELINES', 'BENCHMARKS', 'HORIZONS', 'MINUTE_HORIZONS', 'NEED', 'HEADLINE', 'FORECAST', 'HONEST', 'ODDS', 'CLAIM',
            'NOT_THE_MARKET', 'at', 'reason', 'against', 'Rule', 'rule', 'forecast_rules', 'money_rules', 'Verdict',
-           'forecast_words', 'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'first_screen']
+           'forecast_words', 'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'eyebrow',
+           'first_screen']
 
 # %% ../nbs/58_verdict.ipynb #74dcc3ec
 from dataclasses import dataclass, replace
@@ -224,6 +225,13 @@ def not_shown(
         'Order-book depth: not measured.', 'Your own fills: the backtest enters at the next bar’s open, with stated costs and slippage.']
 
 # %% ../nbs/58_verdict.ipynb #e31211d7
+def eyebrow(
+    ev:dict, # Evaluation JSON
+) -> Markup:
+    "The line over a headline: whose page, what kind of data, which days."
+    return tag('div', tag('span', 'spyresearch'), tag('b', stamp(at(ev, 'provenance') or '') or 'LIVE TWS DATA'), tag('span', ' to '.join(at(ev, 'span') or [])), cls='eyebrow')
+
+# %% ../nbs/58_verdict.ipynb #1812aee3
 def first_screen(
     v:Verdict,
     ev:dict, bt:dict, said:dict, # Evaluation and Backtest JSON, and `signals.published`
@@ -234,9 +242,8 @@ def first_screen(
     "Verdict, what to do now, claim, foundations and limits."
     p = at(ev, 'provenance') or ''; tone = dict(edge='good', none='', unmeasured='warn')[v.level]
     where = dict(SIMULATED=' (in a simulated market)', REPLAY=' (on replayed prices)').get(stamp(p), '')
-    top = tag('div', tag('span', 'spyresearch'), tag('b', stamp(p) or 'LIVE TWS DATA'), tag('span', ' to '.join(at(ev, 'span') or [])), cls='eyebrow')
     two = tag('div', tag('div', tag('h3', 'It rests on'), points(rests)), tag('div', tag('h3', 'It does not show'), points(limits)), cls='two')
     rules = fold('Why this verdict: every rule and what it found', rules_table(v.money, f'Money: “edge” needs all of them (strategy: {v.strategy or "none"})'),
                  rules_table(v.forecast, 'Forecast: reported, but no edge by itself'))
     claim = tag('p', tag('b', 'Claim under test. '), CLAIM)
-    return tag('header', top, tag('h1', v.headline + where, cls=tone), tag('p', v.because, cls='lede'), now, hero(ev, bt, said, v), claim, two, rules)
+    return tag('header', eyebrow(ev), tag('h1', v.headline + where, cls=tone), tag('p', v.because, cls='lede'), now, hero(ev, bt, said, v), claim, two, rules)
