@@ -10,7 +10,6 @@ import numpy as np
 
 from ..core import ModelError
 from .baselines import Har
-from .forecaster import Scaled
 from .targets import HORIZONS
 
 # %% ../../nbs/models/36_boosted.ipynb #7c3834e5
@@ -56,11 +55,11 @@ def predict(
     return booster.inplace_predict(x, missing=np.nan).astype(float)
 
 # %% ../../nbs/models/36_boosted.ipynb #a0072c24
-class Boosted(Scaled):
+class Boosted(Har):
     "Log-HAR plus boosted trees on its residual; empirical quantiles."
     name, threads = 'boosted', 1
-    @staticmethod
-    def config() -> dict: return dict(model='boosted', rounds=ROUNDS, leaf=LEAF, clip=CLIP, **PARAMS)
+    @classmethod
+    def config(cls) -> dict: return super().config() | dict(rounds=ROUNDS, leaf=LEAF, clip=CLIP, **PARAMS)
     def learn(self, windows, targets, seed):
         har = Har().fit(windows, targets, seed)
         self.params |= {f'har_{k}': v for k, v in har.params.items()}; level = har.raw(windows)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'TRIAL', 'MEMBERS', 'SETS', 'SYSTEM', 'THIRDS', 'PROBABILITIES', 'SCHEMA', 'Ledger', 'leaders',
-           'Evaluation', 'chosen', 'evaluate', 'walk', 'lead', 'share', 'mean_of', 'plain']
+           'Evaluation', 'chosen', 'evaluate', 'table_of', 'walk', 'lead', 'train', 'share', 'mean_of', 'plain']
 
 # %% ../../nbs/models/39_experiment.ipynb #92c17b46
 import hashlib, json
@@ -18,7 +18,7 @@ from ..core import UsageError, git_revision, quiet, stopwatch
 from ..journal import Journal
 from .baselines import BASELINES
 from .boosted import Boosted
-from .folds import EMBARGO, folds
+from .folds import EMBARGO, Fold, folds
 from .forecaster import Targets
 from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_pct
 from .targets import HORIZONS, ripe
@@ -97,17 +97,21 @@ def evaluate(
     names, blocks = chosen(members), folds(panel.days, score_from, score_to)
     panel = panel.days_upto(blocks[-1].stop)
     ledger = Ledger() if ledger is None else ledger
-    for name in names: ledger.add(MEMBERS[name].config() if hasattr(MEMBERS[name], 'config') else dict(model=name))
+    for name in names: ledger.add(MEMBERS[name].config())
     with stopwatch() as watch:
-        w = panel.windows(); targets, q, sigma = Targets.of(w), {}, {}
-        now = w.day >= blocks[0].start
-        for name in names: q[name], sigma[name] = walk(MEMBERS[name], w, targets, blocks, seed, lambda i, n: progress(names.index(name)*n + i, len(names)*n, name))
-        number = np.searchsorted([b.start for b in blocks], w.day[now], 'right') - 1
-        origins = pd.DataFrame(dict(day=[panel.days[d] for d in w.day[now]], minute=w.minute[now], day_ix=w.day[now], fold=number, counted=panel.n[w.day[now]] == MINUTES))
-        ev = Evaluation(panel.days, origins, targets.y[now], targets.logrv[now], q, sigma, names, panel.provenance, seed, trials=len(ledger))
+        w = panel.windows(); targets, now = Targets.of(w), w.day >= blocks[0].start
+        ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger))
+        for k, name in enumerate(names):
+            def shown(i, n, k=k, name=name): progress(k*n + i, len(names)*n, name)
+            ev.q[name], ev.sigma[name] = walk(MEMBERS[name], w, targets, blocks, seed, shown)
         lead(ev)
     ev.seconds = watch.seconds
     return ev
+
+def table_of(w, blocks) -> pd.DataFrame:
+    "Origins with their day, fold, and whether they count."
+    fold = np.searchsorted([b.start for b in blocks], w.day, 'right') - 1
+    return pd.DataFrame(dict(day=[w.panel.days[d] for d in w.day], minute=w.minute, day_ix=w.day, fold=fold, counted=w.panel.n[w.day] == MINUTES))
 
 # %% ../../nbs/models/39_experiment.ipynb #e37c70db
 def walk(
@@ -135,6 +139,17 @@ def lead(ev:Evaluation):
         at = leaders(loss, lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j])[day]
         for k, o in enumerate(names): q[at == k, j], sigma[at == k, j] = ev.q[o][at == k, j], ev.sigma[o][at == k, j]
     ev.q[SYSTEM], ev.sigma[SYSTEM] = q, sigma
+
+# %% ../../nbs/models/39_experiment.ipynb #158132c4
+def train(
+    panel, # a `Panel`; its last day is the last one known
+    member:str, # a name
+    seed:int=0,
+): # a fitted forecaster
+    "A member fitted on all matured labels."
+    if member not in MEMBERS: raise UsageError(f'no such member: {member}', f"there are {', '.join(MEMBERS)}")
+    w = panel.windows()
+    return MEMBERS[member]().fit(w, Targets.of(w).only(Fold(0, len(panel), len(panel) + 1).teaches(w.day)), seed)
 
 # %% ../../nbs/models/39_experiment.ipynb #0f92fded
 @patch

@@ -47,6 +47,8 @@ class Scaled:
     name, cells = 'scaled', 1
     def __init__(self): self.params = {}
     def __init_subclass__(cls): KINDS[cls.__name__] = cls
+    @classmethod
+    def config(cls) -> dict: return dict(model=cls.name) # what the ledger writes down
     def learn(self, windows, targets, seed): "Set `params` (arrays only)."
     def raw(self, windows): # log variance [N, 9], up to a constant
         return np.zeros((len(windows), len(HORIZONS)))

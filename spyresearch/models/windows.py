@@ -16,7 +16,7 @@ from ..bars import RAW_COLUMNS, grid, minute_of_day
 from ..core import DataError, UsageError
 from ..features.batch import compute
 from ..features.registry import registry_hash
-from .targets import AHEAD, HORIZONS, ends, last_minute, origins
+from .targets import AHEAD, HORIZONS, ends, last_minute, origins as all_origins
 from ..sessions import MINUTES
 
 # %% ../../nbs/models/31_windows.ipynb #2128143b
@@ -93,7 +93,7 @@ def at(self:Panel,
 @patch
 def origins(self:Panel) -> tuple: # day index [N], minute [N]
     "Every origin that the bars reach."
-    day, minute = origins(self.n)
+    day, minute = all_origins(self.n)
     ok = minute <= last_minute(self)[day]
     return day[ok], minute[ok]
 
