@@ -218,7 +218,7 @@ def equity_chart(
 
 def _dates(ax, n):
     "At most about `n` readable dates: month starts, or Mondays of a short span."
-    from matplotlib.dates import ConciseDateFormatter, MonthLocator, WeekdayLocator
+    from matplotlib.dates import DateFormatter, MonthLocator, WeekdayLocator
     span = float(np.ptp(ax.get_xlim())) # days
     at = MonthLocator(interval=int(np.ceil(span/30/n))) if span > 100 else WeekdayLocator(byweekday=0, interval=int(np.ceil(span/7/n)))
-    ax.xaxis.set_major_locator(at); ax.xaxis.set_major_formatter(ConciseDateFormatter(at))
+    ax.xaxis.set_major_locator(at); ax.xaxis.set_major_formatter(DateFormatter('%b %Y' if span > 100 else '%d %b'))
