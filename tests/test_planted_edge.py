@@ -1,14 +1,19 @@
 """Silence must not be the only answer: a market with a known, learnable edge gets tickets, the same market without it gets none."""
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from spyresearch.bars import read_bars
+from spyresearch.models.confidence import Evidence
 from spyresearch.models.experiment import evaluate
 from spyresearch.models.windows import Panel
 from spyresearch.trade.signals import honesty, judged, published, walk
 from spyresearch.trade.tickets import REASONS
 from spyresearch.tws.market import demo_tape
+from spyresearch.tws.replay import spawn
 
 
 def signals_of(edge, seed, days):
@@ -84,3 +89,30 @@ def test_real_prices_give_silence_with_true_reasons(shared):
     table = honesty(signals.shadow)
     assert 45 < table.loc['30', 'hit'] < 55 and abs(table.loc['30', 'auc'] - .5) < .05   # SPY's own bars do not tell direction
     assert judged(signals)['30']['signals']['n'] == 0
+
+
+def whole_run(folder, edge, days):
+    "`spy run` against a replay server: the tickets in its report folder, and what it printed."
+    with spawn(seed=7, edge=edge, days=days) as (host, port):
+        done = subprocess.run([sys.executable, '-m', 'spyresearch.cli', 'run', '--tws', f'{host}:{port}', '--days', str(days), '--data', str(folder/'data'), '--reports', str(folder/'reports')],
+                              capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.rglob('tickets.csv')
+    return pd.read_csv(path), done.stdout
+
+
+def test_the_whole_run_finds_the_planted_edge(tmp_path):
+    "Socket, day files, models, gate, report: tickets come out, and their realised rate lies in their interval."
+    t, said = whole_run(tmp_path, 1., 400)
+    ended = t[t['win'].notna()]
+    def upper(o): # hits and misses weigh the same in any order, so the interval can be told from the ticket
+        e = Evidence(); hits = round(o.n_bucket*o.hit_bucket)
+        for won in [1]*hits + [0]*(int(o.n_bucket) - hits): e.add(won)
+        return e.bounds(.02)[1]
+    assert len(ended) >= 20 and t['provenance'].str.startswith('simulated:').all()
+    assert ended['p_lower'].mean() <= ended['win'].mean() <= ended.apply(upper, axis=1).mean()
+
+
+def test_the_whole_run_is_silent_without_it(tmp_path):
+    t, said = whole_run(tmp_path, 0., 160)
+    assert t.empty and 'No edge' in said
