@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HALF_HOURS', 'SLOT', 'SLOTS', 'DECAYS', 'UNITS', 'FREEDOM', 'HAR', 'COMMON', 'PULL', 'BASELINES', 'Const',
-           'half_hour', 'TimeOfDay', 'slots', 'last_slot', 'ewma', 'qlike', 'best_decay', 'EwmaDiurnal', 'scaled_up',
-           'garch_filter', 'mean_ahead', 'garch_loss', 'fit_garch', 'fit_t', 't_quantiles', 'GarchT', 'har_columns',
-           'har_days', 'least_squares', 'pulled', 'Har']
+           'half_hour', 'TimeOfDay', 'slots', 'last_slot', 'ewma', 'qlike', 'best_decay', 'scaled_up', 'latest',
+           'EwmaDiurnal', 'garch_filter', 'mean_ahead', 'garch_loss', 'fit_garch', 'fit_t', 't_quantiles', 'GarchT',
+           'har_columns', 'har_days', 'least_squares', 'pulled', 'Har']
 
 # %% ../../nbs/models/35_baselines.ipynb #3334b764
 from functools import lru_cache
@@ -82,20 +82,7 @@ def best_decay(
     "The decay with the least QLIKE, one step ahead."
     return float(min(decays, key=lambda d: qlike(x2[1:], ewma(x2, d)[:-1])))
 
-# %% ../../nbs/models/35_baselines.ipynb #19fa8327
-class EwmaDiurnal(Scaled):
-    "EWMA of deseasonalised squares times the diurnal variance of the target; squared daily returns for the day horizons."
-    name = 'ewma_diurnal'
-    def learn(self, windows, targets, seed):
-        D = windows.day.max() + 1
-        self.params |= dict(minute=best_decay(slots(windows.panel)[:D].ravel()**2), day=best_decay(day_returns(windows.panel)[:D]**2))
-    def raw(self, windows):
-        p, at = windows.panel, last_slot(windows)
-        level = ewma(slots(p).ravel()**2, float(self.params['minute'])).reshape(-1, SLOTS)
-        var = np.where(at >= 0, level[windows.day, at], np.r_[np.nan, level[:-1, -1]][windows.day])
-        daily = ewma(day_returns(p)**2, float(self.params['day']))[windows.day]
-        return scaled_up(windows, np.log(var)[:, None], np.log(daily)[:, None])
-
+# %% ../../nbs/models/35_baselines.ipynb #47ce4240
 def scaled_up(
     windows,
     per_slot:np.ndarray, # [N, 1 or 5] log level of deseasonalised variance
@@ -106,6 +93,27 @@ def scaled_up(
     closing = windows.minute == windows.panel.n[windows.day] - 1
     days = np.where(closing[:, None], per_day + np.log(list(NIGHTS.values())), np.nan)
     return np.c_[np.where(closing[:, None], np.nan, per_slot + usual), days]
+
+# %% ../../nbs/models/35_baselines.ipynb #1c4b8309
+def latest(
+    level:np.ndarray, # [D, 78] known after each slot
+    windows,
+) -> np.ndarray: # [N]
+    "The value known at each origin."
+    at = last_slot(windows)
+    return np.where(at >= 0, level[windows.day, at], np.r_[np.nan, level[:-1, -1]][windows.day])
+
+class EwmaDiurnal(Scaled):
+    "EWMA of deseasonalised squares times the diurnal variance of the target; squared daily returns for the day horizons."
+    name = 'ewma_diurnal'
+    def learn(self, windows, targets, seed):
+        D = windows.day.max() + 1
+        self.params |= dict(minute=best_decay(slots(windows.panel)[:D].ravel()**2), day=best_decay(day_returns(windows.panel)[:D]**2))
+    def raw(self, windows):
+        p, decay = windows.panel, {k: float(v) for k, v in self.params.items() if k in ('minute', 'day')}
+        var = latest(ewma(slots(p).ravel()**2, decay['minute']).reshape(-1, SLOTS), windows)
+        daily = ewma(day_returns(p)**2, decay['day'])[windows.day]
+        return scaled_up(windows, np.log(var)[:, None], np.log(daily)[:, None])
 
 # %% ../../nbs/models/35_baselines.ipynb #41cd72b0
 def garch_filter(
@@ -170,7 +178,7 @@ def t_quantiles(z) -> np.ndarray: # [21]
     nu, scale = fit_t(z[:: max(len(z)//5000, 1)])
     return scale*t.ppf(QUANTILES, nu)
 
-# %% ../../nbs/models/35_baselines.ipynb #32beda44
+# %% ../../nbs/models/35_baselines.ipynb #5bad0b97
 class GarchT(Scaled):
     "GARCH(1,1) on deseasonalised five-minute returns, on daily returns for the day horizons; Student's t quantiles."
     name = 'garch_t'
@@ -178,13 +186,12 @@ class GarchT(Scaled):
         D = windows.day.max() + 1; daily = day_returns(windows.panel)[:D]
         self.params |= dict(unit=np.nanstd(daily), minute=fit_garch(slots(windows.panel)[:D].ravel()), day=fit_garch(daily/np.nanstd(daily)))
     def raw(self, windows):
-        p, at, c, k = windows.panel, last_slot(windows), self.params['minute'], self.params
-        after = garch_filter(slots(p).ravel(), c).reshape(-1, SLOTS)
-        var = np.where(at >= 0, after[windows.day, at], np.r_[np.nan, after[:-1, -1]][windows.day])[:, None]
+        p, unit, c = windows.panel, self.params['unit'], self.params['minute']
+        var = latest(garch_filter(slots(p).ravel(), c).reshape(-1, SLOTS), windows)[:, None]
         left = (p.n[windows.day] - 1 - windows.minute)//SLOT
-        steps = np.c_[np.tile([h//SLOT for h in AHEAD.values()], (len(at), 1)), left]
-        daily = garch_filter(day_returns(p)/k['unit'], k['day'])[windows.day][:, None]*k['unit']**2
-        per_day = mean_ahead(daily/k['unit']**2, k['day'], np.array(list(NIGHTS.values())))*k['unit']**2
+        steps = np.c_[np.tile([h//SLOT for h in AHEAD.values()], (len(left), 1)), left]
+        daily = garch_filter(day_returns(p)/unit, self.params['day'])[windows.day][:, None]
+        per_day = mean_ahead(daily, self.params['day'], np.array(list(NIGHTS.values())))*unit**2
         return scaled_up(windows, np.log(mean_ahead(var, c, steps)), np.log(per_day))
     def shape(self, z, cell): return by_cell(z, cell, self.cells, t_quantiles)
 
@@ -207,6 +214,7 @@ def har_days(
     rv = pd.Series(day_rv(panel))
     with np.errstate(divide='ignore'): return np.stack([np.log(rv.rolling(k).mean()) for k in (1, 5, MONTH)], 1)
 
+# %% ../../nbs/models/35_baselines.ipynb #8a4ac219
 def least_squares(
     x:np.ndarray, # [N, K], NaN where unknown
     y:np.ndarray, # [N]
