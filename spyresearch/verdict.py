@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'BENCHMARKS', 'HORIZONS', 'MINUTE_HORIZONS', 'NEED', 'HEADLINE', 'FORECAST', 'HONEST', 'ODDS', 'CLAIM',
-           'NOT_THE_MARKET', 'at', 'reason', 'against', 'Rule', 'rule', 'forecast_rules', 'money_rules', 'Verdict',
-           'forecast_words', 'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown', 'eyebrow',
-           'first_screen']
+           'KINDS', 'NOT_THE_MARKET', 'at', 'reason', 'against', 'Rule', 'rule', 'forecast_rules', 'money_rules',
+           'Verdict', 'forecast_words', 'judge', 'rules_table', 'ticket', 'today', 'hero', 'rests_on', 'not_shown',
+           'eyebrow', 'first_screen']
 
 # %% ../nbs/58_verdict.ipynb #74dcc3ec
 from dataclasses import dataclass, replace
@@ -212,6 +212,7 @@ def rests_on(
     return [f'{sessions:,} sessions read', Markup(f"{num(at(ev, 'n_days'), ',d')} of them scored ({first} to {last}), each by models that had not seen it"),
             f"source: {at(ev, 'provenance') or 'unknown'}, over a TWS socket", f"seed {at(ev, 'seed')}; the end of this page names code, data and versions"]
 
+KINDS = dict(BID_ASK='Spreads', OPTION_IMPLIED_VOLATILITY='Implied volatility', daily='Twenty years of daily bars') # what bars of a kind would show
 NOT_THE_MARKET = dict(SIMULATED='Anything about SPY: these prices were drawn by a program.', REPLAY='What will happen: these are recorded prices, served again.',
                       PAPER='Fills in a live account.', DELAYED='The market now: the data came late.')
 
@@ -221,7 +222,7 @@ def not_shown(
 ) -> list:
     "What a reader must not conclude."
     first = [NOT_THE_MARKET[word]] if (word := stamp(provenance)) else []
-    return first + [f'{k}: not measured ({v})' for k, v in lacks.items()] + ['Option prices and option profit: not measured; no option quotes were recorded.',
+    return first + [f'{KINDS.get(k, k)}: not measured ({v})' for k, v in lacks.items()] + ['Option prices and option profit: not measured; no option quotes were recorded.',
         'Order-book depth: not measured.', 'Your own fills: the backtest enters at the next bar’s open, with stated costs and slippage.']
 
 # %% ../nbs/58_verdict.ipynb #e31211d7
