@@ -103,7 +103,7 @@ def coarser(
     at = ((bars.index.hour*60 + bars.index.minute - 570)//every)*every
     return bars.groupby(at).agg({'open': 'first', 'high': 'max', 'low': 'min', 'close': 'last'})
 
-# %% ../nbs/56_figures.ipynb #fecab50e
+# %% ../nbs/56_figures.ipynb #409a3110
 def _candles(ax, c, width):
     "Wicks and bodies; a falling bar is filled, a rising one hollow, so that print needs no colour."
     for sign, colour in ((1, 'up'), (-1, 'down')):
@@ -112,6 +112,7 @@ def _candles(ax, c, width):
         ax.bar(x, (o.close - o.open).abs().clip(lower=c.close.mean()*2e-5), width*.66, o[['open', 'close']].min(axis=1), zorder=4,
                facecolor=LIGHT['panel' if sign > 0 else colour], edgecolor=LIGHT[colour], linewidth=.9)
 
+# %% ../nbs/56_figures.ipynb #5227af81
 def _fan(ax, f):
     "Bands of 90 and 50 % and the median."
     for lo, hi, alpha in ((.05, .95, .16), (.25, .75, .26)): ax.fill_between(f.at, f.edge(lo), f.edge(hi), color=LIGHT['accent'], alpha=alpha, lw=0, zorder=1)
@@ -194,6 +195,7 @@ def thin(
     keep = s.reset_index(drop=True).groupby(group).agg(['idxmin', 'idxmax']).to_numpy().ravel()
     return s.iloc[np.unique(np.r_[0, keep, len(s) - 1])]
 
+# %% ../nbs/56_figures.ipynb #35c287d6
 def drawdown(
     equity:pd.Series, # compounded value, starting near 1
 ) -> pd.Series: # 0 or negative

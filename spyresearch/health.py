@@ -31,6 +31,7 @@ class Health:
     lacks: dict = field(default_factory=dict) # kind of bars -> why the source gives none
     missing = property(lambda self: sum(n - self.minutes.get(d, 0) for d, n in self.expected.items() if d not in self.absent))
 
+# %% ../nbs/59_health.ipynb #dea5faa6
 def state(
     h:Health,
     day, # one of its sessions
@@ -38,7 +39,7 @@ def state(
     "absent, gap, half or full."
     return 'absent' if day in h.absent else 'gap' if h.minutes.get(day, 0) < h.expected[day] else 'half' if session(day).half else 'full'
 
-# %% ../nbs/59_health.ipynb #b362e514
+# %% ../nbs/59_health.ipynb #fe7c89dc
 def spread_bps(
     bars:pd.DataFrame, # raw bars; ba_open is the average bid, ba_close the average ask
 ) -> pd.Series|None: # None without quotes
@@ -46,6 +47,7 @@ def spread_bps(
     if not {'ba_open', 'ba_close'} <= set(bars.columns) or bars.ba_open.isna().all(): return None
     return ((bars.ba_close - bars.ba_open)/(bars.ba_close + bars.ba_open)*2e4).dropna()
 
+# %% ../nbs/59_health.ipynb #9887d040
 def health_of(
     store, # a Store
     days:list, # the sessions asked for
@@ -84,6 +86,7 @@ def squares(
     key = tag('p', 'A square is a session: complete; a half day (half filled); minutes missing (amber); absent (outlined).' + gone, cls='muted')
     return tag('div', *blocks, cls='months') + key
 
+# %% ../nbs/59_health.ipynb #49c4875c
 def exceptions(
     h:Health,
 ) -> list: # (what, why) each
@@ -123,6 +126,7 @@ def fans(
     levels, h = tuple(np.round(levels, 4)), np.array([5, 15, 30, 60])
     return [figures.Fan(m, float(close_px[m]), tuple(h[ok]), levels, o[ok]) for m, o in known if (ok := np.isfinite(o).all(1)).any()]
 
+# %% ../nbs/59_health.ipynb #0d271b72
 def day(
     bars:pd.DataFrame, # the session's minute bars
     fans:list, # from `fans`

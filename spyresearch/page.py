@@ -68,13 +68,15 @@ def table(
     top = tag('thead', tag('tr', *(tag('th', h, scope='col') for h in head))) if any(head) else ''
     return tag('div', tag('table', tag('caption', caption) if caption else '', top, tag('tbody', *(row(i, r) for i, r in enumerate(rows)))), cls='scroll', tabindex=0)
 
-# %% ../nbs/57_page.ipynb #1af63bc6
+# %% ../nbs/57_page.ipynb #c43d9bba
 def tile(label, value, note='', tone='') -> Markup:
     "One large number with what it is above and what it means below."
     return tag('div', tag('div', label, cls='k'), tag('div', value, cls=f'v {tone}'), tag('div', note, cls='n'), cls='tile')
 
 def tiles(*ts) -> Markup: return tag('div', *ts, cls='tiles')
 def points(items, cls='') -> Markup: return tag('ul', *(tag('li', o) for o in items), cls=cls)
+
+# %% ../nbs/57_page.ipynb #4f57567b
 def fold(label, *body) -> Markup:
     "Detail that a reader opens if he wants it; printed open."
     return tag('details', tag('summary', label), *body)

@@ -23,6 +23,7 @@ def scored(
     "The horizons that have a value, in order."
     return [h for h in HORIZONS if at(ev, 'horizons', h, *keys) is not None]
 
+# %% ../nbs/60_report.ipynb #39d4777e
 def skill_points(
     ev:dict, # Evaluation JSON
     baselines, # keys of BASELINES
@@ -32,7 +33,7 @@ def skill_points(
     rows = [(HORIZONS[h], BASELINES[b], s, *(figures.interval(s, t) if t else (s, s))) for (h, b), (s, t) in found.items() if None not in (s, t)]
     return pd.DataFrame(rows, columns=['x', 'series', 'value', 'low', 'high'])
 
-# %% ../nbs/60_report.ipynb #2763542e
+# %% ../nbs/60_report.ipynb #edd2deaa
 def _skill(ev, h, b):
     "Skill against a baseline, and its t, in one cell."
     o, (s, t) = ev['horizons'][h], against(ev, h, b)
@@ -43,6 +44,7 @@ def _unscored(ev, key):
     gone = {h: reason(at(ev, 'horizons', h) or {}, key) for h in HORIZONS if at(ev, 'horizons', h, key) is None}
     return tag('p', 'Not measured: ', '; '.join(f'{HORIZONS[h]} ({w})' if w else HORIZONS[h] for h, w in gone.items()), '.', cls='muted') if gone else ''
 
+# %% ../nbs/60_report.ipynb #fdf500f1
 def pinball(
     ev:dict, # Evaluation JSON
 ) -> Markup:
@@ -139,6 +141,7 @@ def _score(s, key):
     shown = num(None if v is None else scale*v, spec, why=reason(s, key))
     return shown if None in (v, low, high) else shown + Markup(f' <span class="muted">({num(low, ".1f")} to {num(high, ".1f")})</span>')
 
+# %% ../nbs/60_report.ipynb #ef2adb5e
 def strategies(
     bt:dict, # Backtest JSON
 ) -> Markup:
@@ -150,7 +153,7 @@ def strategies(
     listed = table(['', *(t for t, *_ in SCORES.values())], rows, strong=tuple(range(len(own))))
     return listed + (tag('p', 'Not measured: ', '; '.join(why), '.', cls='muted') if why else '')
 
-# %% ../nbs/60_report.ipynb #be9b3286
+# %% ../nbs/60_report.ipynb #0231b988
 def equity(
     daily:dict, # name -> Series of net simple returns by date
 ) -> Markup:
@@ -160,6 +163,7 @@ def equity(
     picture = figures.equity_chart({BENCHMARKS.get(k, k): daily[k] for k in order}, 'equity and drawdown')
     return card('Net return and drawdown', Markup(picture), note='compounded, after commissions, fees and slippage')
 
+# %% ../nbs/60_report.ipynb #88853a5c
 def ledger(
     n:int|None, # configurations tried
 ) -> Markup:

@@ -170,6 +170,7 @@ def _hush(quiet):
         asked = tag('span', f'(asked {max(o.at for o in mine):%a %d %b %H:%M}, New York)', cls='muted')
         yield tag('p', tag('b', kind.title()), f": {', '.join(r for r in REASONS if r in said)} ", asked)
 
+# %% ../nbs/58_verdict.ipynb #a5e30455
 def today(
     answers, # Ticket and Silence objects of the last decision, one or more of each kind
     standing=(), # (Ticket, Outcome) of tickets issued so far
@@ -216,6 +217,7 @@ KINDS = dict(BID_ASK='Spreads', OPTION_IMPLIED_VOLATILITY='Implied volatility', 
 NOT_THE_MARKET = dict(SIMULATED='Anything about SPY: these prices were drawn by a program.', REPLAY='What will happen: these are recorded prices, served again.',
                       PAPER='Fills in a live account.', DELAYED='The market now: the data came late.')
 
+# %% ../nbs/58_verdict.ipynb #0419ea2d
 def not_shown(
     provenance:str,
     lacks:dict, # kind of data -> why it is absent

@@ -20,7 +20,7 @@ from ..models.targets import last_minute
 from ..sessions import add_sessions, session
 from . import intraday, swing
 from .costs import Costs
-from .shadow import Night, Shadow, day_quantiles, dividends_of, intraday_shadow, nights, shares_of, swing_plans, swing_shadow
+from .shadow import Night, day_quantiles, dividends_of, intraday_shadow, nights, shares_of, swing_plans, swing_shadow
 from .tickets import Silence, Ticket, line, settle, ticket_frame
 
 # %% ../../nbs/trade/48_signals.ipynb #eb08b412
