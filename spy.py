@@ -84,7 +84,11 @@ def install(names):
     if not PYTHON.exists():
         print(f'making {VENV.name} (first use) ...', flush=True)
         shutil.rmtree(VENV, ignore_errors=True)
-        venv.create(VENV, with_pip=True)
+        try:
+            venv.create(VENV, with_pip=True)
+        except subprocess.CalledProcessError:
+            stop('a virtual environment cannot be made', 'this Python comes without ensurepip, as Debian ships it',
+                 'install it (Debian and Ubuntu: apt-get install python3-venv), then run the same command again')
     with open(VENV/'install.log', 'a', encoding='utf-8') as log:
         for n in todo:
             pip(locked[n], log, n)
