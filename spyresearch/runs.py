@@ -75,6 +75,7 @@ def note(
     old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     return atomic_write(path, json.dumps(old | facts, default=str))
 
+# %% ../nbs/61_runs.ipynb #6352c27d
 def data_hash(
     *arrays, # numpy arrays: the bars in time order
 ) -> str:
@@ -111,6 +112,7 @@ class Gathered:
     prepared: object
     panel: object
 
+# %% ../nbs/61_runs.ipynb #ff38976f
 def gather(
     source, # a Source
     root, # data folder
@@ -173,6 +175,7 @@ def _environment(new):
     finally:
         for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
+# %% ../nbs/61_runs.ipynb #25b49b41
 def _papermill(source, target, params, stream):
     "Execute `source` into `target`, streaming its output."
     with _environment(KERNEL):
@@ -180,7 +183,7 @@ def _papermill(source, target, params, stream):
         return papermill.execute_notebook(str(source), str(target), params, kernel_name='python3', progress_bar=False, store_widget_state=False,
                                           stdout_file=stream, stderr_file=stream, cwd=os.getcwd(), extra_arguments=['--IPKernelApp.log_level=40'])
 
-# %% ../nbs/61_runs.ipynb #ba12705c
+# %% ../nbs/61_runs.ipynb #e19b7ec2
 @dataclass(frozen=True)
 class Run:
     "A finished run: its folder and its manifest."
@@ -192,6 +195,7 @@ class Run:
 
 def _save(folder, body): atomic_write(folder/'manifest.json', json.dumps(body, indent=1, default=str) + '\n')
 
+# %% ../nbs/61_runs.ipynb #d3f19126
 def _folder(reports, name, params, started):
     "A folder for a run that has not ended, under the name it will have without `.running`."
     key = hashlib.sha256(repr((started.isoformat(), params)).encode()).hexdigest()[:6]
@@ -208,6 +212,7 @@ def _ended(folder, body, status, **more):
     facts.unlink(missing_ok=True); _save(folder, body)
     return folder.rename(folder.with_suffix('' if status == 'done' else '.failed'))
 
+# %% ../nbs/61_runs.ipynb #435d9ca0
 def _publish(nb, folder, body):
     "The page, and the hashes of everything that lies beside the manifest."
     facts = json.loads((folder/'facts.json').read_text(encoding='utf-8')) if (folder/'facts.json').exists() else {}
