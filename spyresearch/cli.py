@@ -171,7 +171,7 @@ def replay(bars: Bars = None, daily: Daily = None, dividends: Dividends = None, 
 
 # %% ../nbs/64_cli.ipynb #543e28c9
 @app.command()
-def test(only: _opt(Optional[list[str]], '--only', 'One stage: lint, "library notebooks", tests. May be given again.') = None):
+def test(only: _opt(Optional[list[str]], '--only', 'One stage: lint, notebooks or tests. May be given again.') = None):
     "Everything that checks the project, as CI runs it."
     from spyresearch.checks import run_checks
     run_checks(only or ())

@@ -17,7 +17,6 @@ from spyresearch.tws.replay import ReplayServer
 from spyresearch.tws.tape import Tape, with_adjusted
 from spyresearch.tws.wire import Details
 
-ibapi = pytest.importorskip('ibapi')
 from ibapi.client import EClient
 from ibapi.contract import Contract as OfficialContract
 from ibapi.wrapper import EWrapper
@@ -234,7 +233,7 @@ def test_schedule(ours):
 
 
 def test_ib_insync_agrees(official):
-    ib_insync = pytest.importorskip('ib_insync')
+    import ib_insync
     theirs = serve(lambda srv: ib_answers(srv.port, ib_insync.IB()))
     mine = serve(lambda srv: ib_answers(srv.port, IB(), 176))
     assert theirs['version'] == 176

@@ -3,9 +3,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from quantstats import stats
+
 from spyresearch.trade.significance import max_drawdown, psr, sharpe
 
-stats = pytest.importorskip('quantstats.stats', reason='quantstats is in the options extra')
 
 @pytest.mark.parametrize('seed', range(4))
 def test_sharpe_psr_and_drawdown_equal_quantstats(seed):

@@ -40,7 +40,7 @@ def dividends(shared):
 
 def outside(g, plan):
     "Trades that backtesting.py makes of the same targets, one share each."
-    backtesting = pytest.importorskip('backtesting')
+    import backtesting
     df, at = frame(g); df['Target'] = plan.target.ravel()[at]
     class Follow(backtesting.Strategy):
         def init(self): pass
