@@ -181,7 +181,7 @@ def _papermill(source, target, params, stream):
     with _environment(KERNEL):
         import papermill
         return papermill.execute_notebook(str(source), str(target), params, kernel_name='python3', progress_bar=False, store_widget_state=False,
-                                          stdout_file=stream, stderr_file=stream, cwd=os.getcwd(), extra_arguments=['--IPKernelApp.log_level=40'])
+                                          stdout_file=stream, stderr_file=stream, cwd=os.getcwd(), extra_arguments=['--IPKernelApp.log_level=50'])
 
 # %% ../nbs/61_runs.ipynb #e19b7ec2
 @dataclass(frozen=True)
