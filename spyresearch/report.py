@@ -28,9 +28,10 @@ def skill_points(
     ev:dict, # Evaluation JSON
     baselines, # keys of BASELINES
 ) -> pd.DataFrame: # as `whiskers` wants it
-    "Skill with the interval that its t implies, for the minute horizons that have both; the same forecast is 0 without an interval."
+    "Skill with its day-block interval (where a file has none, the one that t implies), for the minute horizons that have both; the same forecast is 0 without an interval."
     found = {(h, b): against(ev, h, b) for b in baselines for h in MINUTE_HORIZONS}
-    rows = [(HORIZONS[h], BASELINES[b], s, *(figures.interval(s, t) if t else (s, s))) for (h, b), (s, t) in found.items() if None not in (s, t)]
+    def ends(h, b, s, t): return (s, s) if not t else ci if (ci := at(ev, 'horizons', h, 'skill_ci', b)) and None not in ci else figures.interval(s, t)
+    rows = [(HORIZONS[h], BASELINES[b], s, *ends(h, b, s, t)) for (h, b), (s, t) in found.items() if None not in (s, t)]
     return pd.DataFrame(rows, columns=['x', 'series', 'value', 'low', 'high'])
 
 # %% ../nbs/60_report.ipynb #edd2deaa

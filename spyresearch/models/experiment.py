@@ -20,7 +20,7 @@ from .baselines import BASELINES
 from .boosted import Boosted
 from .folds import EMBARGO, Fold, folds
 from .forecaster import Targets
-from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_pct
+from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_interval, skill_pct
 from .targets import HORIZONS, ripe
 from ..sessions import MINUTES
 
@@ -173,11 +173,12 @@ def train(
 
 # %% ../../nbs/models/39_experiment.ipynb #c5c1c948
 @patch
-def against(self:Evaluation, name:str, h:str) -> dict: # skill_pct and dm_t by baseline
+def against(self:Evaluation, name:str, h:str) -> dict: # skill_pct, dm_t and skill_ci (95 %, day blocks) by baseline
     "A member's loss beside every baseline's."
     others = [o for o in BASELINES if o in self.members and o != name]
-    both = {k: {o: f(self.loss(name, h), self.loss(o, h)) for o in others} for k, f in dict(skill_pct=skill_pct, dm_t=dm_t).items()}
-    return {k: {o: v.get(o, np.nan) for o in BASELINES} for k, v in both.items()}
+    def ci(a, b): return skill_interval(a, b, np.random.default_rng(self.seed))
+    each = {k: {o: f(self.loss(name, h), self.loss(o, h)) for o in others} for k, f in dict(skill_pct=skill_pct, dm_t=dm_t, skill_ci=ci).items()}
+    return {k: {o: v.get(o, (np.nan, np.nan) if k == 'skill_ci' else np.nan) for o in BASELINES} for k, v in each.items()}
 
 # %% ../../nbs/models/39_experiment.ipynb #96b2f42d
 THIRDS = 'calm', 'middle', 'wild'
@@ -278,7 +279,8 @@ _number, _text = dict(type=['number', 'null']), dict(type='string')
 _band = _obj(('marginal', 'by_hour', 'by_volatility', 'rolling_20d'), properties=dict(marginal=_number, rolling_20d=_number, by_hour=dict(type='object', additionalProperties=_number),
     by_volatility=_obj(THIRDS, additionalProperties=_number)))
 _versus = _obj(BASELINES, additionalProperties=_number)
-_scores = dict(pinball_bp=_number, skill_pct=_versus, dm_t=_versus, logrv_r2=_number, reasons=dict(type='object', additionalProperties=_text),
+_pairs = _obj(BASELINES, additionalProperties=dict(type='array', items=_number, minItems=2, maxItems=2))
+_scores = dict(pinball_bp=_number, skill_pct=_versus, dm_t=_versus, skill_ci=_pairs, logrv_r2=_number, reasons=dict(type='object', additionalProperties=_text),
     coverage=dict(anyOf=[dict(type='null'), _obj(BANDS, additionalProperties=_band)]))
 _signals = dict(anyOf=[dict(type='null'), _obj(('n', 'days', 'declared', 'realised', 'lower', 'net_bp'))])
 _horizon = _obj((*_scores, *PROBABILITIES, 'models'), properties=_scores | dict.fromkeys(PROBABILITIES, _number) | dict(signals=_signals,
