@@ -20,7 +20,7 @@ BIN = VENV/('Scripts' if os.name == 'nt' else 'bin')
 PYTHON = BIN/('python.exe' if os.name == 'nt' else 'python')
 # A second core that spins for work costs 10 to 75 times the speed; a random hash seed costs reproducibility.
 ENV = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0')
-NEEDS = {'test': ('core', 'test', 'browser')}  # groups of the lock that a command rests on; else core
+NEEDS = {'test': ('core', 'test', 'bare', 'browser')}  # groups of the lock that a command rests on; else core
 
 
 def stop(what, why='', todo='', code=3):
@@ -48,6 +48,7 @@ def pip(lines, log, label):
         want.write_text('\n'.join(lines), encoding='utf-8')
         bound.write_text('\n'.join(o for g in groups().values() for o in g), encoding='utf-8')
         cmd = [PYTHON, '-m', 'pip', 'install', '--progress-bar', 'off', '--disable-pip-version-check', '-r', want, '-c', bound]
+        cmd += ['--no-deps'] if label == 'bare' else []
         run_logged(cmd, log, label, len(lines))
 
 

@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 TOP = Path(__file__).resolve().parents[1]
 HEAD = """\
 # The whole set, resolved together on Linux with Python 3.11; the launcher installs a section when a command first needs it.
-# torch is listed first in its section because it must be installed first and alone.
+# torch is listed first in its section because it must be installed first and alone. [bare] is installed without its
+# dependencies: ib-insync would bring eventkit, which overwrites the files of aeventkit, on which ib_async rests.
 """
 
 
@@ -51,7 +52,8 @@ def main():
     cfg.read(TOP/'settings.ini', encoding='utf-8')
     c, done, out = cfg['DEFAULT'], set(), [HEAD]
     for key in ['requirements', *(o for o in c if o.endswith('_requirements'))]:
-        need = closure([o.strip() for o in c[key].splitlines() if o.strip()])
+        lines = [o.strip() for o in c[key].splitlines() if o.strip()]
+        need = {name_of(Requirement(o).name): metadata.distribution(Requirement(o).name) for o in lines} if key == 'bare_requirements' else closure(lines)
         new = sorted(set(need) - done - {'pip', 'setuptools'}, key=lambda n: (n != 'torch', n))
         done |= set(new)
         out += [f"# [{'core' if key == 'requirements' else key.removesuffix('_requirements')}]", *(line for n in new for line in pins(need[n])), '']

@@ -97,7 +97,7 @@ def whole_run(folder, edge, days):
         done = subprocess.run([sys.executable, '-m', 'spyresearch.cli', 'run', '--tws', f'{host}:{port}', '--days', str(days), '--data', str(folder/'data'), '--reports', str(folder/'reports')],
                               capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (path,) = folder.rglob('tickets.csv')
+    (path,) = (folder/'reports').rglob('tickets.csv')
     return pd.read_csv(path), done.stdout
 
 

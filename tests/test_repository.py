@@ -138,3 +138,10 @@ def test_import_is_light():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ''
+
+
+def test_nothing_overwrites_the_event_library_of_ib_async():
+    "The old eventkit installs into the same folder as aeventkit and would replace its files."
+    from importlib import metadata
+    assert metadata.version('aeventkit')
+    with pytest.raises(metadata.PackageNotFoundError): metadata.version('eventkit')
