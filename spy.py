@@ -29,6 +29,11 @@ def stop(what, why='', todo='', code=3):
     raise SystemExit(code)
 
 
+def say(text, end='\n'):
+    "Progress, on standard error: standard output belongs to the command."
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
 def groups():
     "The lock's sections: name -> requirement lines, in the order in which they are to be installed."
     out, name = {}, None
@@ -54,16 +59,16 @@ def pip(lines, log, label):
 
 def run_logged(cmd, log, label, total):
     "Run `cmd` with its output in the log file and one moving line on the terminal."
-    n, tty = 0, sys.stdout.isatty()
+    n, tty = 0, sys.stderr.isatty()
     with subprocess.Popen([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') as p:
         for line in p.stdout:
             log.write(line)
             if line.startswith(('Collecting', 'Processing', 'Requirement already')):
                 n = min(n + 1, total)
                 if tty and total > 1:
-                    print(f'\r  {label}: {n} of {total} packages', end='', flush=True)
+                    say(f'\r  {label}: {n} of {total} packages', end='')
             elif line.startswith('Installing collected'):
-                print(f'{chr(13) if tty else ""}  {label}: {line.count(",") + 1} packages fetched, unpacking ...', flush=True)
+                say(f'{chr(13) if tty else ""}  {label}: {line.count(",") + 1} packages fetched, unpacking ...')
     log.flush()
     if p.returncode:
         tail = [o for o in Path(log.name).read_text(encoding='utf-8', errors='replace').splitlines() if o.strip()][-3:]
@@ -83,7 +88,7 @@ def install(names):
     if not todo and PYTHON.exists():
         return
     if not PYTHON.exists():
-        print(f'making {VENV.name} (first use) ...', flush=True)
+        say(f'making {VENV.name} (first use) ...')
         shutil.rmtree(VENV, ignore_errors=True)
         try:
             venv.create(VENV, with_pip=True)
@@ -96,7 +101,7 @@ def install(names):
         run_logged([PYTHON, '-m', 'pip', 'install', '--no-deps', '--disable-pip-version-check', '-e', HERE], log, 'spyresearch', 1)
     for n in todo:
         stamps[n].write_text(digest[n])
-    print('  installed.', flush=True)
+    say('  installed.')
 
 
 def main(args):

@@ -35,6 +35,7 @@ def bar_faults(
     fault(ix.duplicated(), 'the same minute twice')
     fault(np.r_[False, np.diff(ix.asi8) < 0], 'times go backwards')
     fault(np.isnan(px).any(1) | df['volume'].isna().to_numpy(), 'empty price or volume (NaN)')
+    fault(np.isinf(px).any(1) | np.isinf(df['volume'].to_numpy(float)), 'infinite price or volume')
     fault((px <= 0).any(1), 'price not above zero')
     fault((df['volume'] < 0).to_numpy(), 'volume below zero')
     fault((px[:, 1] < px.max(1)) | (px[:, 2] > px.min(1)), 'high or low does not enclose open and close')
@@ -57,7 +58,7 @@ _ALIAS = {'trades': 'barCount', 'barcount': 'barCount', 'wap': 'average', 'vwap'
 def _read_any(path):
     "A parquet or CSV file as a frame."
     try: return pd.read_parquet(path) if path.suffix in ('.parquet', '.pq') else pd.read_csv(path)
-    except FileNotFoundError: raise DataError(f'{path}: no such file', '', 'check the path given with --bars') from None
+    except FileNotFoundError: raise DataError(f'{path}: no such file', 'nothing is there', 'check the path given with --bars') from None
     except Exception as e: raise DataError(f'{path}: cannot be read', f'{type(e).__name__}: {e}', 'expected a Parquet or CSV file of bars') from e
 
 # %% ../nbs/02_bars.ipynb #8a29430b
@@ -67,7 +68,7 @@ def _timed(df, path):
     if not isinstance(df.index, pd.DatetimeIndex):
         if not (named := [o for o in _TIME if o in df.columns]):
             raise DataError(f'{path}: no time column', f"columns are {', '.join(map(str, df.columns))}", f"name one of {', '.join(_TIME)}")
-        try: df = df.set_index(pd.DatetimeIndex(pd.to_datetime(df[named[0]], utc=_aware(df[named[0]])))).drop(columns=named[0])
+        try: df = df.set_index(pd.DatetimeIndex(pd.to_datetime(df[named[0]], format='ISO8601', utc=_aware(df[named[0]])))).drop(columns=named[0])
         except (ValueError, TypeError) as e: raise DataError(f'{path}: times cannot be read', str(e).split('\n')[0], 'use ISO 8601 with an offset') from e
     if df.index.tz is None:
         raise DataError(f'{path}: times are naive', 'without a time zone the minute is not known', 'store UTC or New York times with their offset')
@@ -107,9 +108,11 @@ def read_bars(
     "Real bars from a file of any origin, checked."
     df = _timed(_read_any(Path(path)), path)
     known = [o for o in RAW_COLUMNS if o in df.columns]
+    try: df[known] = df[known].astype(float)
+    except (ValueError, TypeError) as e: raise DataError(f'{path}: a price or volume is not a number', str(e), 'repair or replace the file') from e
     check_bars(df, str(path))
-    df = df.loc[in_session(df.index), known].astype(float)
-    if df.empty: raise DataError(f'{path}: no bar inside regular trading hours', '', 'expected bars between 09:30 and 16:00 New York')
+    df = df.loc[in_session(df.index), known]
+    if df.empty: raise DataError(f'{path}: no bar inside regular trading hours', 'it has no rows, or all of them lie outside the sessions of the exchange', 'expected bars between 09:30 and 16:00 New York on trading days')
     return df
 
 # %% ../nbs/02_bars.ipynb #8fffd695

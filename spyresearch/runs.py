@@ -129,7 +129,7 @@ def gather(
     from spyresearch.tws.source import open_source
     asof, days = core.parse_asof(source.asof) if source.asof else None, days if days == 'all' else int(days)
     with open_source(source) as (host, port):
-        history = fetch(host, port, lambda p: Store(root, p), client_id, days=days, asof=asof, deepen=deepen, progress=progress('history'))
+        history = fetch(host, port, lambda p: Store(root, p), client_id, days=days, asof=asof, deepen=deepen, tape=source.fingerprint, progress=progress('history'))
     store = Store(root, history.provenance)
     prepared = prepare(store, progress=progress('features'))
     return Gathered(store, history, prepared, since(Panel.from_store(store, upto=history.asof), history.days[0]))

@@ -69,6 +69,17 @@ def claim(self:Store,
     return self
 
 @patch
+def keep_to(self:Store,
+    tape:str, # hash of the files that a replay serves; empty for a real TWS
+):
+    "Refuse another version of the files that the days here came from."
+    known = self.original.m.get('tape', '')
+    if tape and known and tape != known and self.raw_days():
+        raise DataError(f'{self.root} holds days from another version of these files', 'the files served now have other content, so old and new prices would mix',
+                        'name another folder with --data, or move this one away: a replay is fetched again in seconds')
+    if tape and tape != known: self.original.m['tape'] = tape; self.original.save()
+
+@patch
 def _writable(self:Store):
     "Refuse to write data of unknown origin."
     if not self.provenance: raise DataError(f'{self.root}: nobody said where the data come from', 'a store without provenance can only be read', 'open it with the provenance of its source')

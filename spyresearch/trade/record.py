@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import ET, NothingToDo
+from ..core import ET, UsageError
 from ..journal import Journal
 from .tickets import COLUMNS, REASONS, Silence, Ticket, row, sentence
 
@@ -55,5 +55,5 @@ def latest(
 ) -> dict: # asof, words
     "The words of the last run."
     said = Journal(Path(folder)/'said.jsonl').read()
-    if not said: raise NothingToDo(f'nothing has been said in {folder}', 'no run has ended there', 'run `spy run` first, with the same source or --data')
+    if not said: raise UsageError(f'nothing has been said in {folder}', 'no run has ended there', 'run `spy run` first, with the same source or --data')
     return said[-1]

@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..bars import BA, IV, OHLC, RAW_COLUMNS
-from ..core import ET, FeedError, PermissionMissing, UsageError, quiet, stopwatch
+from ..core import ET, DataError, FeedError, PermissionMissing, UsageError, quiet, stopwatch
 from ..sessions import is_session, known_minutes, last_sessions, next_session, session, sessions
 from ..store import Store
 from .link import Dropped, Link, NoData, TimedOut
@@ -38,7 +38,7 @@ def sound(
 ) -> np.ndarray: # bool, a value each
     "Which rows could be a true record of a market."
     px, vol = df[OHLC].to_numpy(float), df['volume'].to_numpy(float)
-    with np.errstate(invalid='ignore'): whole = (px > 0).all(1) & (px[:, 1] >= px.max(1)) & (px[:, 2] <= px.min(1)) & (vol >= 0)
+    with np.errstate(invalid='ignore'): whole = ((px > 0) & np.isfinite(px)).all(1) & (px[:, 1] >= px.max(1)) & (px[:, 2] <= px.min(1)) & (vol >= 0)
     return whole & ~df.index.duplicated()
 
 # %% ../../nbs/tws/15_history.ipynb #fc9549f8
@@ -279,9 +279,17 @@ async def minutes(self:Walk, wanted):
     r.days, have = wanted, set(self.store.raw_days())
     r.kept = sorted(set(wanted) & have - set(r.fetched)); r.fetched.sort()
     r.absent = [d for d in wanted if d not in have and len(due(d, self.asof))]
-    if not have & set(wanted): raise NoData(f'{self.link.at} has no minute bar of SPY in the {len(wanted)} sessions asked for', f'{wanted[0]} to {wanted[-1]}', 'check --asof and --days, and the permissions of the account')
+    if not have & set(wanted): raise self.nothing(wanted)
     r.known_gaps = {d: g for d, g in sorted(self.store.known_gaps().items()) if d in set(wanted)}
     await self.remember_absent(r.absent, self.store.original)
+
+@patch
+def nothing(self:Walk, wanted):
+    "The error for a source without a single bar."
+    what, span = f'has no 1-minute bar of SPY in the {len(wanted)} sessions asked for', f'{wanted[0]} to {wanted[-1]}'
+    if ':' in self.link.provenance: return DataError(f'{self.link.provenance} {what}', span, 'check --asof, --days and the file given with --bars: it must hold 1-minute bars of these days')
+    return NoData(f'{self.link.at} {what}', span, 'check --asof and --days, and the permissions of the account')
+
 
 # %% ../../nbs/tws/15_history.ipynb #ef77fdae
 @patch
@@ -361,6 +369,7 @@ async def fetch_history(
     daily:bool=True, # 20 years of daily bars too
     timeout_s:float=120., # a request
     again:bool=False, # ask again for what the source lacked before
+    tape:str='', # hash of the files that a replay serves
 ) -> HistoryReport:
     "Bring `store` up to date from TWS."
     if asof is not None and asof.tzinfo is None: raise UsageError(f'asof {asof} has no time zone', 'a naive time means another moment on each machine', 'use parse_asof, or an aware time')
@@ -368,6 +377,7 @@ async def fetch_history(
     with stopwatch() as watch, store.lock():
         now = await link.current_time()
         walk = Walk(link, store, min(asof or now, now), progress, timeout_s, again)
+        store.keep_to(tape)
         walk.report.quarantined = store.tidy()
         wanted = await walk.wanted(days)
         await walk.minutes(wanted)

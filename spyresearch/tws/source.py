@@ -6,13 +6,14 @@
 __all__ = ['Source', 'address_of', 'default_folder', 'open_source']
 
 # %% ../../nbs/tws/16_source.ipynb #af64694e
+import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import UsageError, parse_asof, slug
+from ..core import UsageError, file_hash, parse_asof, slug
 from .market import tape_name
 from .replay import spawn
 
@@ -30,9 +31,11 @@ class Source:
     sessions: int = 130 # length of the demo's market
     def __post_init__(self):
         if self.tws and self.bars: raise UsageError('--tws and --bars exclude each other', 'a run has one source', 'name one of them')
-        if (self.daily or self.dividends) and not self.bars: raise UsageError('--daily and --dividends accompany --bars', '', 'give the minute bars too')
+        if (self.daily or self.dividends) and not self.bars: raise UsageError('--daily and --dividends accompany --bars', 'they describe the same days', 'give the minute bars too')
         if self.asof: parse_asof(self.asof)
         if self.tws: address_of(self.tws)
+        if not 0 <= self.edge <= 3: raise UsageError(f'--edge {self.edge} is not a number of volatilities', 'a market can be made with 0 to 3', 'as --edge 1')
+        if self.seed < 0: raise UsageError(f'--seed {self.seed} is below zero', 'a generator cannot start there', 'use 0 or more')
 
 # %% ../../nbs/tws/16_source.ipynb #67f82b8e
 def address_of(
@@ -41,20 +44,27 @@ def address_of(
     "The two halves of `--tws`."
     host, _, port = text.rpartition(':')
     if host and port.isdigit() and 0 < int(port) < 65536: return host, int(port)
-    raise UsageError(f'--tws {text!r} is not HOST:PORT', '', 'as 127.0.0.1:7497 (TWS paper), 7496 (TWS live), 4002 or 4001 (gateway)')
+    raise UsageError(f'--tws {text!r} is not HOST:PORT', 'a name or address, a colon, and a port from 1 to 65535', 'as 127.0.0.1:7497 (TWS paper), 7496 (TWS live), 4002 or 4001 (gateway)')
 
 @patch(as_prop=True)
 def name(self:Source):
     "The tape's name: the bars file's stem, or the demo's; empty for a real TWS."
     return '' if self.tws else slug(Path(self.bars[0]).stem) if self.bars else tape_name(self.seed, self.edge)
 
+@patch(as_prop=True)
+def fingerprint(self:Source):
+    "Hash of the bars files' content; empty without files. Two files of one name are two markets."
+    return hashlib.sha256(''.join(map(file_hash, self.bars)).encode()).hexdigest()[:16] if self.bars else ''
+
 # %% ../../nbs/tws/16_source.ipynb #ab8fb4a4
 def default_folder(
     source:Source,
     top, # the folder for real accounts, `data` or `reports`
+    provenance:str='', # what an address given with --tws announced: behind it may sit a replay
 ) -> Path:
     "Where a source's data or reports go unless the user says otherwise."
-    return Path(top)/'replay'/source.name if source.name else Path(top)
+    name = provenance.partition(':')[2] or source.name
+    return Path(top)/'replay'/name if name else Path(top)
 
 # %% ../../nbs/tws/16_source.ipynb #da1de1ee
 @contextmanager
