@@ -145,3 +145,13 @@ def test_nothing_overwrites_the_event_library_of_ib_async():
     from importlib import metadata
     assert metadata.version('aeventkit')
     with pytest.raises(metadata.PackageNotFoundError): metadata.version('eventkit')
+
+
+def test_the_data_page_names_every_column():
+    from spyresearch.bars import RAW_COLUMNS
+    from spyresearch.features.batch import REGISTRY
+    from spyresearch.trade.tickets import COLUMNS
+    text = (ROOT/'data/README.md').read_text(encoding='utf-8')
+    named = set(re.findall(r'[A-Za-z]\w*', ' '.join(re.findall(r'`([^`]+)`', text))))
+    assert {*RAW_COLUMNS, *COLUMNS} <= named
+    assert not [o for o in REGISTRY.names() if o not in named and not o.startswith(('logrv_', 'logdiur_'))]
