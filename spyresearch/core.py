@@ -92,13 +92,13 @@ def parse_asof(
 
 # %% ../nbs/00_core.ipynb #6a8c13f8
 def provenance_of(
-    account:str, # first of TWS's managed accounts
-    delayed:bool=False, # is the market data delayed?
+    account:str, # one of TWS's managed accounts
+    delayed:bool=False, # are live quotes delayed? never so for history
 ) -> str: # tws, tws-paper, replay:<tape> or simulated:<tape>, each perhaps with -delayed
     "Where data on this connection comes from."
     kind, _, tape = account.partition('-')
     if kind in ('REPLAY', 'SIMULATED') and tape: p = f'{kind.lower()}:{tape}'
-    elif account.startswith('DU'): p = 'tws-paper'
+    elif account.startswith('D'): p = 'tws-paper'
     elif account: p = 'tws'
     else: raise FeedError('TWS named no account', 'so the origin of its data is unknown', 'log in to TWS with an account, then run again')
     return p + '-delayed' if delayed else p

@@ -8,7 +8,7 @@ import made
 from spyresearch.core import FeedError, FixedClock, PermissionMissing
 from spyresearch.tws import wire
 from spyresearch.tws.faults import Faults
-from spyresearch.tws.link import Dropped, Link, NoData, Pacing, TimedOut
+from spyresearch.tws.link import Dropped, Link, NoData, Pacing, TimedOut, announced
 from spyresearch.tws.replay import ReplayServer
 
 TAPE = made.tape(made.DAYS[-3:])
@@ -82,6 +82,18 @@ def test_read_only_api_is_enough_and_nothing_of_the_account_is_asked():
     out, requests = connecting(Faults(read_only=True), deadline_s=NEVER)
     assert out == (17, 'simulated:made')
     assert set(requests) <= {'StartApi', 'Positions'}
+
+@pytest.mark.parametrize('accounts, is_', [(['DF1000', 'DU1001'], 'tws-paper'), (['U1', 'U2'], 'tws'), (['U1', 'DU1'], None), (['REPLAY-spy', 'U1'], None)])
+def test_every_account_of_the_login_decides_where_the_data_come_from(monkeypatch, accounts, is_):
+    real = wire.managed_accounts
+    monkeypatch.setattr(wire, 'managed_accounts', lambda names: real(accounts))
+    async def go():
+        async with ReplayServer(TAPE) as srv:
+            try: return await asyncio.to_thread(announced, '127.0.0.1', srv.port)
+            except FeedError as e: return e
+    out = asyncio.run(go())
+    refused(out, 'accounts of different kinds') if is_ is None else None
+    assert is_ is None or out == is_
 
 def test_connection_in_small_pieces(): assert connecting(Faults(fragment=1))[0] == (17, 'simulated:made')
 
