@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WARNING', 'CSS', 'TEMPLATE', 'Markup', 'esc', 'tag', 'missing', 'num', 'table', 'tile', 'tiles', 'points', 'fold',
-           'card', 'grid', 'facts', 'strip', 'style', 'html']
+           'card', 'grid', 'facts', 'strip', 'style', 'bare', 'html']
 
 # %% ../nbs/57_page.ipynb #b10e8ad8
-import math
+import math, re
 from html import escape
 
 import pandas as pd
@@ -109,7 +109,7 @@ body{margin:0;background:var(--panel);-webkit-text-size-adjust:100%} main{max-wi
 h1{font-size:clamp(26px,4.4vw,40px);line-height:1.15;letter-spacing:-.015em;margin:6px 0 12px}
 h2{font-size:22px;line-height:1.25;margin:56px 0 8px;padding-top:18px;border-top:2px solid var(--line)}
 h3{font-size:16px;margin:26px 0 6px} p{margin:8px 0;max-width:72ch}
-p.muted{font-size:14px} .lede{font-size:18px;max-width:64ch} .muted,.n,caption,figcaption small{color:var(--muted)}
+p.muted{font-size:14px} p.small{font-size:13px;line-height:1.4;color:var(--muted)} p.small b{font-weight:600} .lede{font-size:18px;max-width:64ch} .muted,.n,caption,figcaption small{color:var(--muted)}
 .strip{position:sticky;top:0;z-index:9;background:var(--amber);color:var(--panel);padding:7px 20px;text-align:center;font-size:14px;line-height:1.35}
 .strip b{letter-spacing:.09em;margin-right:.4em}
 .eyebrow{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px;color:var(--muted)} .eyebrow b{color:var(--ink)}
@@ -127,7 +127,7 @@ figcaption{font-weight:650;font-size:15px;margin-bottom:8px} figcaption small{di
 caption{text-align:left;font-size:13px;padding:0 0 6px}
 th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap} th:first-child{text-align:left;padding-left:0}
 thead th{color:var(--muted);font-weight:600;font-size:13px;vertical-align:bottom;border-bottom:2px solid var(--line);white-space:normal}
-tbody th{font-weight:500} .strong th,.strong td{font-weight:700} .text td,.text th{text-align:left;white-space:normal;vertical-align:top}
+tbody th{font-weight:500} tbody th small{display:block;white-space:normal;min-width:22ch;max-width:46ch;font-size:12.5px;font-weight:400;color:var(--muted)} .strong th,.strong td{font-weight:700} .text td,.text th{text-align:left;white-space:normal;vertical-align:top}
 .ticket{border:2px solid var(--accent);border-radius:10px;padding:14px 16px;margin:12px 0}
 .silence{border:1px solid var(--line);border-left:5px solid var(--muted);border-radius:8px;padding:12px 16px;margin:14px 0}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(130px,1fr));gap:8px 16px;margin:12px 0 2px}
@@ -161,7 +161,7 @@ TEMPLATE = '''{%- macro shown(c) -%}
 {%- if c.cell_type == 'markdown' -%}<div class="spy prose">{{ c.source | markdown2html }}</div>
 {%- elif c.cell_type == 'code' and 'style' not in tags(c) -%}{%- for o in c.outputs if 'text/html' in o.get('data', {}) -%}{{ o.data['text/html'] }}{%- endfor -%}
 {%- endif -%}{%- endmacro -%}
-{%- macro log(c) -%}{%- for o in c.outputs if o.output_type == 'stream' -%}{{ o.text | escape_html }}{%- endfor -%}{%- endmacro -%}
+{%- macro log(c) -%}{%- for o in c.outputs if o.output_type == 'stream' -%}{{ bare(o.text) | escape_html }}{%- endfor -%}{%- endmacro -%}
 <!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="color-scheme" content="light dark"><title>{{ resources.title | escape_html }}</title>{{ resources.style }}</head>
@@ -169,11 +169,21 @@ TEMPLATE = '''{%- macro shown(c) -%}
 {% for c in nb.cells if 'first' in tags(c) %}{{ shown(c) }}{% endfor %}
 {% for c in nb.cells if not 'first' in tags(c) and not 'hidden' in tags(c) %}{{ shown(c) }}{% endfor %}
 <div class="spy">{{ resources.made }}<details class="code"><summary>Code and log of this run</summary>
-{% for c in nb.cells if c.cell_type == 'code' and 'style' not in tags(c) %}<pre>{{ c.source | escape_html }}</pre>
+{% for c in nb.cells if c.cell_type == 'code' and 'style' not in tags(c) %}<pre>{{ bare(c.source) | escape_html }}</pre>
 {% if log(c) | trim %}<pre class="muted">{{ log(c) }}</pre>{% endif %}{% endfor %}
 </details></div></main></body></html>'''
 
 # %% ../nbs/57_page.ipynb #705fdbf2
+_PATH = re.compile(r"""(?<=["'])(?:[A-Za-z]:)?[\\/](?:[^"'\\/\n]+[\\/])*([^"'\\/\n]+)[\\/]?(?=["'])|(?<![\w<:./\\])(?:[A-Za-z]:[\\/]|/)(?:[\w.@+~-]+[\\/])+([\w.@+~-]+)""")
+_MOVED = re.compile(r'^[\w ]+: \d+/\d+\b.*\n?', re.M)
+
+def bare(
+    text:str, # code or log
+) -> str:
+    "Text without anybody's folders and without progress lines."
+    return _PATH.sub(lambda m: m[1] or m[2], _MOVED.sub('', text))
+
+# %% ../nbs/57_page.ipynb #6f1132f9
 def html(
     nb, # an executed notebook
     title:str, # of the browser's tab
@@ -184,5 +194,5 @@ def html(
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
     e = HTMLExporter(extra_loaders=[DictLoader({'spy.html.j2': TEMPLATE})], template_file='spy.html.j2', exclude_anchor_links=True)
-    e.environment.globals['tags'] = lambda c: c.metadata.get('tags', [])
+    e.environment.globals.update(tags=lambda c: c.metadata.get('tags', []), bare=bare)
     return e.from_notebook_node(nb, resources=dict(title=title, style=style(), strip=strip(provenance), made=made))[0]
