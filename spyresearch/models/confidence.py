@@ -77,6 +77,7 @@ class Rule:
     "What the gate was told before it saw any outcome."
     alpha:float = .10          # chance of ever passing without an edge
     margin:float = .01         # how far above break-even the bound must lie
+    floor:float = .5           # break-even counts for no less: see above
     ladders:tuple = ((.4,), (.2, .3)) # top shares of the score, in testing order
     least:int = 30             # days with outcomes before anything is said
     recent:int = 40            # votes that can silence
@@ -84,6 +85,7 @@ class Rule:
     def __post_init__(self):
         if not 0 < self.alpha < 1 or sum(map(len, self.ladders)) > 10:
             raise UsageError('the gate tests at most 10 thresholds at a level between 0 and 1', 'more tries need more evidence', 'give a shorter ladder')
+    def need(self, breakeven): return max(breakeven, self.floor) + self.margin # hit rate that must be proven
 
 # %% ../../nbs/models/38_confidence.ipynb #bd2d3581
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Gate:
 # %% ../../nbs/models/38_confidence.ipynb #9d92afa1
 def passed(
     gate:Gate,
-    need:float, # hit rate that must be exceeded: break-even and margin
+    need:float, # hit rate that must be exceeded, from `Rule.need`
 ) -> list: # buckets, in ladder order
     "The thresholds whose lower bound clears `need`, testing each ladder until its first failure."
     level, out = gate.rule.alpha/len(gate.ladders), []
@@ -174,10 +176,10 @@ def judge(
     gate:Gate,
     rank:float, # the score's past rank
     p_cal:float, # its calibrated probability
-    breakeven:float, # of the instrument, at the price now
+    breakeven:float, # estimated, of the instrument at the price now
 ) -> Verdict:
     "May this score be published?"
-    need = breakeven + gate.rule.margin
+    need = gate.rule.need(breakeven)
     proven = [b for b in passed(gate, need) if rank >= 1 - b.top]
     b = max(proven, key=lambda o: o.top, default=gate.buckets[0])
     lower, upper = b.bounds(gate.rule.alpha/len(gate.ladders))

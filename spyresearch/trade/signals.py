@@ -52,6 +52,7 @@ class Stage:
     plans:dict
     shadows:dict
     heads:dict
+    costs:Costs
     def model(self, hold, d):
         at = [f for f, _ in self.heads[hold] if f <= d]
         return f"{self.system}, direction {hold} of {self.days[at[-1]] if at else 'no day yet'}"
@@ -69,7 +70,7 @@ def stage(
     built = {h: swing_shadow(panel, plans[h], x, costs, qty) for h in swing.SESSIONS} | {h: intraday_shadow(panel, evaluation, h, costs, qty) for h in intraday.MINUTES_HELD}
     return Stage(panel.days, panel.provenance, evaluation.system, int(scored.argmax()) if scored.any() else len(scored),
                  (last_minute(panel) == panel.n - 1) | (np.arange(len(panel.days)) < len(panel.days) - 1), plans,
-                 {h: o[0] for h, o in built.items()}, {h: o[1] for h, o in built.items()})
+                 {h: o[0] for h, o in built.items()}, {h: o[1] for h, o in built.items()}, costs)
 
 # %% ../../nbs/trade/48_signals.ipynb #9c8efdf3
 def swing_day(
@@ -86,7 +87,7 @@ def swing_day(
         n, p, s = night[hold], st.plans[hold][d], st.shadows[hold]
         if p is None: said.append(Silence(now, 'swing', st.provenance, ('gap being filled' if any(st.plans[hold][:d]) else 'warm-up', *blocks), {'hold': hold})); continue
         view = swing.view_of(s.p_up[d], n.rank[0], n.platt, s.novelty[d]) if np.isfinite(s.p_up[d]) else None
-        said.append(swing.decide(p, view, n.gate, n.odds, st.provenance, st.model(hold, d), blocks))
+        said.append(swing.decide(p, view, n.gate, n.odds, st.provenance, st.model(hold, d), blocks, costs=st.costs))
     best = max((o for o in said if isinstance(o, Ticket)), key=lambda t: t.ev_low_usd, default=None)
     return [o if isinstance(o, Silence) or o is best else Silence(now, 'swing', st.provenance, ('position already open',)) for o in said]
 

@@ -24,8 +24,9 @@ FIELDS = dict(
         issued_at='when', valid_from='when it may first be acted on', valid_until='when it lapses unfilled', model='what forecast it',
         declared_p='published P(net gain): the smaller of the next two', p_calibrated='after shrunk Platt', p_lower='lower bound from matured outcomes',
         p_trigger='P(entry)', p_target='P(target), given entry', p_stop='P(stop), given entry', p_timeout='P(time stop), given entry',
-        n_bucket='outcomes the bound rests on', hit_bucket='their hit rate', breakeven_p='P(net gain) at which nothing is earned',
-        ev_usd='expected net gain at p_calibrated', ev_low_usd='the same at declared_p', size_frac='share of equity', max_loss_usd='lost if the stop fills at its price'),
+        n_bucket='outcomes the bound rests on', hit_bucket='their hit rate', breakeven_p='estimated P(net gain) at which nothing is earned; its own error is not in it',
+        ev_usd='expected net gain at p_calibrated, per 100 shares (an option: per contract)', ev_low_usd='the same at declared_p', size_frac='share of equity',
+        max_loss_usd='lost if the stop fills at its price, after costs, per 100 shares; a gap loses more (an option: the premium of a contract)'),
     swing=dict(entry_from='', entry_until='', entry_px_low='buy at this price', entry_px_high='to this', exit_from='time stop: sell from', exit_until='to',
         target_px='sell when reached', stop_px='sell when reached'),
     option=dict(right='C or P', expiry='', strike='', con_id='IB contract', trigger_px='SPY price that arms the entry', trigger_until='', entry_limit_usd='pay at most',
@@ -87,16 +88,17 @@ class Silence:
 # %% ../../nbs/trade/41_tickets.ipynb #a59d59de
 WORDS = {'en': dict(
     swing='Buy SPY on {entry_from:%a %d %b %H:%M}-{entry_until:%H:%M} (New York) between {entry_px_low:.2f} and {entry_px_high:.2f}; sell at {target_px:.2f}, stop at {stop_px:.2f}, out by {exit_from:%a %d %b %H:%M}-{exit_until:%H:%M}. '
-          'Gain in at least {declared_p:.0%} of such cases (break-even {breakeven_p:.0%}; {n_bucket} so far, {hit_bucket:.0%}); size {size_frac:.0%} of equity.',
+          'Gain in at least {declared_p:.0%} of such cases (estimated break-even {breakeven_p:.0%}; {n_bucket} so far, {hit_bucket:.0%}); size {size_frac:.0%} of equity. '
+          'If the stop fills at its price, 100 shares lose {max_loss_usd:.2f} USD after costs; a gap loses more.',
     option='When SPY reaches {trigger_px:.2f} before {trigger_until:%H:%M}: buy to open SPY {expiry} {strike:g} {right} at {entry_limit_usd:.2f} or less; sell when SPY is at {exit_spy_px:.2f} or the option at {take_profit_usd:.2f}, '
-           'stop at SPY {stop_spy_px:.2f} or {stop_loss_usd:.2f}, out by {time_stop:%H:%M} (New York). Gain in at least {declared_p:.0%} of such cases (break-even {breakeven_p:.0%}); size {size_frac:.0%} of equity.',
+           'stop at SPY {stop_spy_px:.2f} or {stop_loss_usd:.2f}, out by {time_stop:%H:%M} (New York). Gain in at least {declared_p:.0%} of such cases (estimated break-even {breakeven_p:.0%}); size {size_frac:.0%} of equity.',
     silence='No {kind} ticket at {at:%a %d %b %H:%M} (New York): {reasons}.', stamp='{stamp}, not to be traded: {text}')}
 
 def sentence(
     o, # a Ticket or a Silence
     lang:str='en', # a key of WORDS
 ) -> str:
-    "A ticket or a silence in one sentence (a ticket's second sentence is its odds)."
+    "A ticket or a silence in one sentence (the others of a ticket are its odds and its risk)."
     if lang not in WORDS: raise UsageError(f'no wording in {lang!r}', '', f"choose one of {', '.join(WORDS)}")
     w, silent = WORDS[lang], isinstance(o, Silence)
     text = (w['silence'].format(kind=o.kind, at=pd.Timestamp(o.at).tz_convert(ET), reasons=', '.join(o.reasons)) if silent
