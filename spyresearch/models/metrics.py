@@ -68,13 +68,15 @@ def dm_t(
     theirs:np.ndarray, # [D]
     lags:int=5, # days
 ) -> float: # positive: ours lost less; NaN with fewer than 10 days
-    "Diebold-Mariano t of the mean daily difference, HAC."
+    "Diebold-Mariano t of the mean daily difference, HAC, with the small-sample factor for `lags` + 1 days ahead."
     d = theirs - ours; d = d[np.isfinite(d)]
     if len(d) < 10 or not d.any(): return np.nan
     e = d - d.mean()
     cov = [e[k:]@e[:len(e) - k]/len(e) for k in range(lags + 1)]
     var = cov[0] + 2*sum((1 - k/(lags + 1))*cov[k] for k in range(1, lags + 1))
-    return float(d.mean()/np.sqrt(var/len(d))) if var > 0 else np.nan
+    return float(_few(len(d), lags + 1)*d.mean()/np.sqrt(var/len(d))) if var > 0 else np.nan
+
+def _few(n, ahead): return np.sqrt((n + 1 - 2*ahead + ahead*(ahead - 1)/n)/n) # Harvey, Leybourne and Newbold 1997
 
 def skill_pct(ours:np.ndarray, theirs:np.ndarray) -> float: # [D] each; positive: ours is better
     "How much of their loss ours saves, in percent, on the days both have."
@@ -86,12 +88,13 @@ def block_draws(
     n:int, # days
     rng, # a numpy Generator
     draws:int=1000,
-    block:int=20, # days that stay together; a fifth of the days at most
+    block:float|None=None, # mean length; by default the cube root of n, at least 5
 ) -> np.ndarray: # [draws, n] places
-    "Circular blocks of days."
-    block = max(min(block, n//5), 1)
-    start = rng.integers(0, n, (draws, -(-n//block)))
-    return ((start[..., None] + np.arange(block)) % n).reshape(draws, -1)[:, :n]
+    "Circular blocks of geometric length."
+    fresh = rng.random((draws, n)) < 1/(block or max(5, round(n**(1/3)))); fresh[:, 0] = True
+    first = np.maximum.accumulate(np.where(fresh, np.arange(n), 0), axis=1)
+    start = np.take_along_axis(rng.integers(0, n, (draws, n)), first, 1)
+    return (start + np.arange(n) - first) % n
 
 # %% ../../nbs/models/33_metrics.ipynb #3fe710e5
 def skill_interval(

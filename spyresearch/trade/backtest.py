@@ -110,6 +110,10 @@ class Backtest:
 # %% ../../nbs/trade/46_backtest.ipynb #8722f951
 OPTION_NOTE = 'option tickets are listed, not scored: bars hold no option quotes'
 
+def _notes(pairs, skipped):
+    "What a reader of the tables would not guess."
+    return (OPTION_NOTE,)*any(t.kind == 'option' for t, _ in pairs) + (f'{skipped} of the entered tickets were too small for one share and were not taken',)*(skipped > 0)
+
 def _within(at, g, on):
     "Which moments fall on a scored day?"
     day = pd.to_datetime(pd.Series(list(at), dtype=object), utc=True).dt.tz_convert(ET).dt.date
@@ -155,7 +159,7 @@ def backtest(
         results = {k: book(k, p, g, costs, on, equity_usd, dividends) for k, p in (('swing', positions), ('intraday', []))}
         for k, name in enumerate(BENCHMARKS):
             results[name] = benchmark(name, g, costs, on, dividends, equity_usd); progress(k + 1, len(BENCHMARKS), name)
-        mute, notes = mute[_within(mute['at'], g, on)], (OPTION_NOTE,)*any(t.kind == 'option' for t, _ in pairs)
+        mute, notes = mute[_within(mute['at'], g, on)], _notes(pairs, len(positions) - len(results['swing'].trades))
         origin, scored = _origin(panel, issued, mute), [d for d, o in zip(g.days, on) if o]
     return Backtest(scored, results, ticket_frame(pairs), mute, costs, origin, n_trials, configurations or {}, notes, w.seconds)
 
@@ -164,7 +168,7 @@ def _score(bt, name):
     "The summary of one rule."
     own, r = name not in BENCHMARKS, bt.results[name]
     out = summary(r, bt.n_trials if own else 1, bt.configurations.get(name))
-    if own and len(r.trades): out['over_noise_area'] = {k: round(v, 4) for k, v in sharpe_gain(r.daily, bt.results['noise_area'].daily).items()}
+    if own and len(r.trades): out['over_noise_area'] = {k: round(v, 4) if np.isfinite(v) else None for k, v in sharpe_gain(r.daily, bt.results['noise_area'].daily).items()}
     return out
 
 @patch
