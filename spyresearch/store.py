@@ -100,6 +100,30 @@ def write_raw(self:Store,
         raise DataError(f'{f.file(day)} is complete and sealed', 'other bars for the same day were to replace it', 'move the file away if it should be fetched again')
     return f.write(day, df, known_gaps, sealed)
 
+# %% ../nbs/05_store.ipynb #d7b2230e
+@patch
+def is_sealed(self:Store, day:date, five=False) -> bool:
+    "Is there a valid and complete file of a day?"
+    f = self.five if five else self.original
+    return f.file(day).exists() and f.m['days'].get(str(day), {}).get('sealed', True) and not f.reason(day)
+
+# %% ../nbs/05_store.ipynb #35d8e8d7
+@patch
+def complete_raw(self:Store,
+    day:date, # a valid day
+    df:pd.DataFrame, # bars of that day
+    five:bool=False, # 5-minute bars
+) -> bool: # is there anything new?
+    "Add to a day the minutes it lacked and fill its empty cells; what was there stays."
+    self._writable(); f = self.five if five else self.original
+    old, gaps = f.frame([day]), f.m['days'].get(str(day), {}).get('known_gaps', [])
+    new = old.reindex(old.index.union(df.index).rename('Datetime'))
+    new = new.where(new.notna(), df.reindex(index=new.index, columns=f.columns))
+    if csv_bytes(new) == csv_bytes(old): return False
+    f.write(day, old, gaps, sealed=False)      # killed between the two, the day is open and is fetched again
+    f.write(day, new, set(gaps) - set(new.index.strftime('%H:%M')))
+    return True
+
 # %% ../nbs/05_store.ipynb #315faddb
 @patch
 def mark_absent(self:Store,
@@ -250,7 +274,7 @@ def _admit(self:Store, f, day, out):
     if why := f.reason(day):
         out[f.file(day).relative_to(self.root).as_posix()] = why
         self.quarantine(f.file(day), why); f.m['days'].pop(str(day), None)
-    elif not (entry or {}).get('sealed') and not count_fault(times := f.parse(day)[1], day, step=f.step):
+    elif entry is None and not count_fault(times := f.parse(day)[1], day, step=f.step):
         f.m['days'][str(day)] = dict(rows=len(times), sealed=True, known_gaps=[], sha256=hashlib.sha256(f.file(day).read_bytes()).hexdigest())
 
 # %% ../nbs/05_store.ipynb #e4a8f801

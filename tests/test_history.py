@@ -72,6 +72,44 @@ def test_today_is_refreshed_and_never_taken_for_complete(store):
     r = made.good(made.fetch(tape, store, days=3))
     assert r.unfinished == [] and len(store.raw(TODAY)) == 390 and store.raw_hash(TODAY)
 
+@pytest.fixture
+def real(monkeypatch):
+    "The replay server names a customer's account, so its data pass for TWS's own."
+    monkeypatch.setattr(Tape, 'account', 'U1234567')
+
+def at(minutes_after): return dict(server=dict(asof=CLOSE + timedelta(minutes=minutes_after)), days=3)
+
+def test_day_is_not_sealed_before_its_record_stands(store, real):
+    "TWS's history servers lag by minutes, and the last bar may still be amended."
+    whole = made.bars(DAYS); early = whole.iloc[:-3].copy(); amended = whole.copy(); early.iloc[-1, 4] = amended.iloc[-2, 4] = 77.
+    r = made.good(made.fetch(Tape('made', 'simulated', {('TRADES', '1 min'): early}), store, **at(2)))
+    assert r.provenance == 'tws' and r.unfinished == [TODAY] and r.known_gaps == {} and len(store.raw(TODAY)) == 387 and store.raw_hash(TODAY) == ''
+    r, asked = made.fetch(made.tape(), store, **at(10))
+    assert r.unfinished == [TODAY] and len(store.raw(TODAY)) == 390 and not store.is_sealed(TODAY)
+    r, asked = made.fetch(Tape('made', 'simulated', {('TRADES', '1 min'): amended}), Store(store.root), **at(31))      # tidying has not sealed it
+    assert r.fetched == [TODAY] and r.unfinished == [] and made.asked_days(asked) == {TODAY} and Store(store.root).is_sealed(TODAY)
+    assert Store(store.root).raw(TODAY)['volume'].iloc[-2] == 77.
+    assert made.fetch(made.tape(), Store(store.root), **at(60))[1] == []
+
+def test_day_of_a_tape_is_sealed_at_the_close_and_a_named_date_means_its_end(store, monkeypatch):
+    r = made.good(made.fetch(made.tape(), store, days=3))
+    assert r.unfinished == [] and store.raw_days(sealed=True) == DAYS[-3:]
+    monkeypatch.setattr(Tape, 'account', 'U1234567'); real = Store(store.root.parent/'real')
+    r = made.good(made.fetch(made.tape(), real, days=3, asof=parse_asof('2025-12-04'), server=dict(asof=CLOSE + timedelta(hours=5))))
+    assert r.unfinished == [] and real.raw_days(sealed=True) == DAYS[-4:-1]
+
+def test_known_gaps_are_asked_for_again_on_purpose_and_days_only_grow(store):
+    df = made.bars(DAYS); gone = minutes(DAYS[-2])[[10, 389]]
+    made.good(made.fetch(Tape('made', 'simulated', {('TRADES', '1 min'): df.drop(gone)}), store, days=5)); before = made.files(store.root)
+    part = (df*2).drop(gone[1:])                                   # the same source, one minute more, and other prices for all the rest
+    assert made.fetch(Tape('made', 'simulated', {('TRADES', '1 min'): part}), store, days=5)[1] == []
+    r, asked = made.fetch(Tape('made', 'simulated', {('TRADES', '1 min'): part}), store, days=5, again=True)
+    assert r.fetched == [DAYS[-2]] and r.known_gaps == {DAYS[-2]: ['15:59']} and [o.duration for o in made.trades(asked)] == ['1 D', '2 D']
+    got = store.raw(DAYS[-2])['open']; assert got[gone[0]] == df['open'][gone[0]]*2 and (got.drop(gone[0]) == df['open'].loc[got.index].drop(gone[0])).all()
+    assert {k for k, v in made.files(store.root).items() if before[k] != v} == {f'original_data/{DAYS[-2]}.csv', 'original_data.manifest.json'}
+    r = made.good(made.fetch(Tape('made', 'simulated', {('TRADES', '1 min'): df.drop(gone)}), Store(store.root), days=5, again=True))
+    assert r.fetched == [] and r.known_gaps == {DAYS[-2]: ['15:59']} and r.quarantined == {}      # the source has less now: nothing is lost
+
 def test_asof_hides_what_came_later_even_if_it_is_on_disk(store):
     tape = made.tape(); made.good(made.fetch(tape, store, days=5)); before = made.files(store.root)
     asof = datetime(2025, 12, 3, 16, tzinfo=timezone.utc)
