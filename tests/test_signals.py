@@ -1,6 +1,7 @@
 """What the signal floor promises, on synthetic records where the truth is known: more seeds than a notebook should run."""
 import json
 from datetime import date, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from spyresearch.models.direction import MINUTE_NAMES
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import MINUTES, session, sessions
 from spyresearch.trade import intraday
+from spyresearch.trade.record import on_record, record
 from spyresearch.trade.shadow import share_outcomes
-from spyresearch.trade.tickets import FIELDS, COLUMNS, content_id, first_exit, issue, line, row
+from spyresearch.trade.tickets import COLUMNS, FIELDS, Outcome, content_id, first_exit, issue, line, row
 
 DAY = date(2024, 1, 2)
 
@@ -142,3 +144,23 @@ def test_a_ticket_survives_json_and_keeps_its_id():
     back = json.loads(json.dumps(row(t), allow_nan=False))
     assert list(back) == COLUMNS and back['target_px'] is None and back['id'] == content_id(t) and len(back['id']) == 12
     assert [len(o) for o in FIELDS.values()] == [22, 8, 22, 1]
+
+
+def test_two_runs_a_session_apart_leave_one_ticket_a_decision(tmp_path):
+    "The second run's window has slid, so its walk draws yesterday's ticket otherwise, and adds one of the day before: neither is put on record."
+    g = market(12, 3)
+    def walked(d, target, *older): # as a walk gives it: everything re-simulated, the newest word in `current`
+        px, at, mins = float(np.round(g.close[d, g.n[d] - 1], 2)), lambda k: session(g.days[d + k]).open, lambda m: pd.Timedelta(minutes=m)
+        t = issue(kind='swing', side='buy', provenance='simulated:test', issued_at=session(g.days[d]).close, valid_from=at(1), valid_until=at(1) + mins(60), model='m', declared_p=.55, p_calibrated=.6, p_lower=.55,
+                  breakeven_p=.5, ev_low_usd=3., n_bucket=80, hit_bucket=.6, size_frac=.1, max_loss_usd=900., entry_from=at(1), entry_until=at(1) + mins(60), entry_px_low=px*.9, entry_px_high=px*1.1,
+                  exit_from=at(2), exit_until=at(2) + mins(30), target_px=px*target, stop_px=px*.5)
+        return SimpleNamespace(tickets=[(o, Outcome('armed')) for o in (*older, t)], current=[t])
+    def run(d, signals): return record(tmp_path, signals, session(g.days[d]).close, g.days_upto(d + 1))
+    first, again, other = (walked(5, o).current[0] for o in (2., 2.1, 2.2))
+    assert [o.id for o in run(5, walked(5, 2.))] == [first.id]
+    assert [o.id for o in run(5, walked(5, 2.1))] == [first.id] != [again.id]
+    stands, = run(6, walked(6, 2., walked(4, 2.).current[0], other))
+    assert (stands.id, stands.status) == (first.id, 'filled') and len(on_record(tmp_path)) == 1
+    second, = run(7, walked(7, 2., other)) # sold on the seventh's morning: the next decision is free
+    assert [o.id for o in on_record(tmp_path)] == [first.id, second.id] and second.issued_at == session(g.days[7]).close
+    assert len({(o.kind, o.issued_at) for o in on_record(tmp_path)}) == 2

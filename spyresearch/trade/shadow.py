@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'DOUBT', 'HEAD_ORIGINS', 'Shadow', 'shares_of', 'Night', 'nights', 'day_quantiles', 'stand_in',
-           'swing_plans', 'dividends_of', 'swing_shadow', 'share_outcomes', 'intraday_shadow']
+           'swing_plans', 'dividends_of', 'ended', 'swing_shadow', 'share_outcomes', 'intraday_shadow']
 
 # %% ../../nbs/trade/47_shadow.ipynb #eac08c51
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import ModelError
 from ..models.confidence import Gate, Platt, Rule, fit_platt, past_rank
 from ..models.direction import daily_bars, minute_features, walk_forward
-from ..models.targets import HORIZONS, QUANTILES
+from ..models.targets import HORIZONS, QUANTILES, last_minute
 from ..sessions import MINUTES, add_sessions
 from . import intraday, swing
 from .costs import Costs
@@ -38,6 +38,7 @@ class Shadow:
     sigma:np.ndarray
     net:np.ndarray
     status:np.ndarray
+    long_win:np.ndarray # did the long side gain after the same costs?
     score = property(lambda self: np.where(self.side > 0, self.p_up, 1 - self.p_up))
     win = property(lambda self: np.where(np.isfinite(self.net), self.net > 0, np.nan))
     def __len__(self): return len(self.day)
@@ -131,6 +132,10 @@ def dividends_of(panel) -> dict: # ex-date -> USD a share
     "The dividends that the panel knows."
     return {d: float(c) for d, c in zip(panel.days, panel.dividend) if c > 0}
 
+def ended(panel) -> np.ndarray: # [D] bool
+    "Which sessions' closes are known: all but a newest one that is still running."
+    return (last_minute(panel) == np.asarray(panel.n) - 1) | (np.arange(len(panel.days)) < len(panel.days) - 1)
+
 def swing_shadow(
     panel,
     plans:list, # of one holding time, a Plan or None a day
@@ -148,7 +153,8 @@ def swing_shadow(
     net, status = np.array([o.net_ret if o else np.nan for o in done])/sigma, np.array([o.status if o else '' for o in done])
     up = np.where(np.isfinite(net), net > 0, np.nan)
     w = walk_forward(x, up, np.arange(D), ripe, embargo=5, doubt=100*swing.SESSIONS[hold])
-    return Shadow(hold, np.arange(D), np.asarray(panel.n) - 1, np.arange(D) + 1, ripe, ripe, np.ones(D, int), w.prob, up, w.novelty, sigma, net, status), w.heads
+    rows = (np.arange(D), np.asarray(panel.n) - 1, np.arange(D) + 1, ripe, ripe, np.ones(D, int), w.prob, up, w.novelty, sigma, net, status, up)
+    return Shadow(hold, *(o[ended(panel)] for o in rows)), w.heads
 
 # %% ../../nbs/trade/47_shadow.ipynb #ff7ad0a8
 def share_outcomes(
@@ -193,8 +199,8 @@ def intraday_shadow(
     up = np.where(np.isfinite(long), long > 0, np.nan)
     w = walk_forward(minute_features(panel, day, minute), up, day, day + 1, embargo=0, least=HEAD_ORIGINS)
     side = np.where(w.prob >= .5, 1, -1)
-    fee = np.array([costs.roundtrip_bps(px, qty, day=d)/1e4 for px, d in zip(daily_bars(panel).close, panel.days)])[day]
+    fee = np.array([costs.roundtrip_bps(px, qty, day=panel.days[d])/1e4 if px > 0 else np.nan for px, d in zip(panel.open[day, minute + 1], day)])
     sigma = (high - low)/2/1.2815516
-    start = day*MINUTES + minute + 1
-    return Shadow(hold, day, minute, start, start + h, day + 1, side, w.prob, up, w.novelty, sigma, np.where(np.isfinite(w.prob), np.where(side > 0, long, short) - fee, np.nan)/sigma,
-                  np.where(side > 0, how_long, how_short)), w.heads
+    start, taken = day*MINUTES + minute + 1, np.where(np.isfinite(w.prob), np.where(side > 0, long, short) - fee, np.nan)
+    return Shadow(hold, day, minute, start, start + h, day + 1, side, w.prob, up, w.novelty, sigma, taken/sigma, np.where(side > 0, how_long, how_short),
+                  np.where(np.isfinite(long), long > fee, np.nan)), w.heads

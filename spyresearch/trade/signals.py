@@ -16,11 +16,10 @@ from ..core import quiet
 from ..models.confidence import Rule
 from ..models.direction import day_features
 from ..models.metrics import auc, brier_skill, ece_pp, reliability
-from ..models.targets import last_minute
 from ..sessions import add_sessions, session
 from . import intraday, swing
 from .costs import Costs
-from .shadow import Night, day_quantiles, dividends_of, intraday_shadow, nights, shares_of, swing_plans, swing_shadow
+from .shadow import Night, day_quantiles, dividends_of, ended, intraday_shadow, nights, shares_of, swing_plans, swing_shadow
 from .tickets import Silence, Ticket, line, settle, ticket_frame
 
 # %% ../../nbs/trade/48_signals.ipynb #eb08b412
@@ -69,7 +68,7 @@ def stage(
     plans, scored = swing_plans(panel, q), np.isfinite(q).all((1, 2))
     built = {h: swing_shadow(panel, plans[h], x, costs, qty) for h in swing.SESSIONS} | {h: intraday_shadow(panel, evaluation, h, costs, qty) for h in intraday.MINUTES_HELD}
     return Stage(panel.days, panel.provenance, evaluation.system, int(scored.argmax()) if scored.any() else len(scored),
-                 (last_minute(panel) == panel.n - 1) | (np.arange(len(panel.days)) < len(panel.days) - 1), plans,
+                 ended(panel), plans,
                  {h: o[0] for h, o in built.items()}, {h: o[1] for h, o in built.items()}, costs)
 
 # %% ../../nbs/trade/48_signals.ipynb #9c8efdf3
@@ -132,7 +131,7 @@ def shadow_frame(st:Stage, hold:str, rank:np.ndarray, prob:np.ndarray) -> pd.Dat
     s, days = st.shadows[hold], np.array(st.days, object)
     ripe = [days[i] if i < len(days) else None for i in s.ripe]
     return pd.DataFrame(dict(kind='swing' if hold in swing.SESSIONS else 'option', hold=hold, day=days[s.day], minute=s.minute, side=np.where(s.side > 0, 'long', 'short'), p_up=s.p_up, up=s.up,
-                             score=s.score, rank=rank, prob=prob, win=s.win, net_bp=s.net*s.sigma*1e4, status=s.status, matured_at=ripe))
+                             score=s.score, rank=rank, prob=prob, win=s.win, long_win=s.long_win, net_bp=s.net*s.sigma*1e4, status=s.status, matured_at=ripe))
 
 # %% ../../nbs/trade/48_signals.ipynb #bb6c95d5
 def walk(
@@ -170,14 +169,19 @@ def honesty(
     "Shadow probabilities against what happened, beside always-long; NaN where there is too little."
     return pd.DataFrame({h: _honest(g[g['prob'].notna() & g['win'].notna()]) for h, g in shadow.groupby('hold', sort=False)}).T
 
+def _base_rate(g):
+    "Share of wins among the outcomes that had matured by each forecast's day; NaN before the first."
+    ripe = g[g['matured_at'].notna()].sort_values('matured_at', kind='stable')
+    n = np.searchsorted(ripe['matured_at'].to_numpy(), g['day'].to_numpy(), 'right')
+    return np.r_[np.nan, ripe['win'].astype(float).cumsum()/np.arange(1, len(ripe) + 1)][n]
+
 def _honest(g, least=100):
     "One head's row."
     if len(g) < least: return pd.Series({'n': len(g)}, dtype=float)
     p, win, day = g['prob'].to_numpy(), g['win'].to_numpy(), pd.factorize(g['day'])[0]
-    past = pd.Series(win).groupby(day).agg(['sum', 'size']).cumsum().shift(1)
-    base, bins = (past['sum']/past['size']).to_numpy()[day], reliability(p, win, day)
+    base, bins = _base_rate(g), reliability(p, win, day)
     tenth = np.argsort(p, kind='stable')[-(len(p)//10):]
-    return pd.Series(dict(n=len(g), days=day.max() + 1, hit=100*win.mean(), always_long=100*g['up'].mean(), auc=auc(g['p_up'].to_numpy(), g['up'].to_numpy()), brier_skill=100*brier_skill(p, win, base),
+    return pd.Series(dict(n=len(g), days=day.max() + 1, hit=100*win.mean(), always_long=100*g['long_win'].mean(), auc=auc(g['p_up'].to_numpy(), g['up'].to_numpy()), brier_skill=100*brier_skill(p, win, base),
         ece_pp=ece_pp(bins), top_decile_gap_pp=bins['declared'].iloc[-1] - bins['realised'].iloc[-1], net_bp=g['net_bp'].mean(), top_decile_net_bp=g['net_bp'].to_numpy()[tenth].mean()))
 
 # %% ../../nbs/trade/48_signals.ipynb #da26f037
