@@ -142,7 +142,7 @@ details{margin:12px 0;border-top:1px solid var(--line);padding-top:8px} summary{
 pre{overflow-x:auto;font:12px/1.5 ui-monospace,Menlo,Consolas,monospace;background:color-mix(in srgb,var(--line) 35%,transparent);padding:10px 12px;border-radius:6px;
   white-space:pre-wrap;overflow-wrap:anywhere}
 a{color:var(--accent)} nav{display:flex;flex-wrap:wrap;gap:2px 16px;margin:22px 0 0;font-size:14px}
-@media (max-width:640px){main{padding:18px 14px 40px} h2{margin-top:40px} .tiles{grid-template-columns:1fr 1fr;gap:8px} .tile{padding:9px 11px} .v{font-size:21px}
+@media (max-width:640px){main{padding:18px 14px 40px} .ahead table{font-size:13px} .ahead td,.ahead thead th{white-space:normal;padding:5px 4px} .ahead .muted{display:block;font-size:12px} h2{margin-top:40px} .tiles{grid-template-columns:1fr 1fr;gap:8px} .tile{padding:9px 11px} .v{font-size:21px}
 .card{padding:10px} .months{grid-template-columns:1fr 1fr} .months i{width:5px;margin-right:1.5px;border-radius:1px}}
 @media print{@page{margin:14mm 12mm} html,.spy{font-size:10.5pt} body{display:table;width:100%;font-size:10.5pt} main{display:table-row-group;max-width:none;padding:0}
   .strip{display:table-header-group;break-inside:avoid;position:static;background:none;color:#000;font-size:9pt;text-align:left} .lede{font-size:12pt} .v{font-size:16pt}

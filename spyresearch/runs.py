@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'KERNEL', 'find', 'declared', 'check', 'note', 'data_hash', 'manifest', 'since', 'Gathered', 'gather',
-           'panel_hash', 'RunFailed', 'error_of', 'Run', 'execute']
+           'panel_hash', 'RunFailed', 'error_of', 'Run', 'bury', 'execute']
 
 # %% ../nbs/61_runs.ipynb #a1a09c1b
-import ast, hashlib, json, os, platform, sys
+import ast, hashlib, json, logging, os, platform, sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -91,7 +91,7 @@ def manifest(
     started, # aware
 ) -> dict:
     "What is known about a run before it starts."
-    return dict(run=name, status='running', started=started.isoformat(timespec='seconds'), git=core.git_revision(), seed=params.get('seed'), parameters=params,
+    return dict(run=name, status='running', started=started.isoformat(timespec='seconds'), pid=os.getpid(), git=core.git_revision(), seed=params.get('seed'), parameters=params,
                 versions=core.package_versions(), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores')
 
 # %% ../nbs/61_runs.ipynb #65872a4a
@@ -165,7 +165,7 @@ def _failure(e, nb_path):
     return e.ename, e.evalue, f'{nb_path.name}, {_part(nbformat.read(nb_path, as_version=4), e.cell_index)}'
 
 # %% ../nbs/61_runs.ipynb #a6fee700
-KERNEL = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0', PYDEVD_DISABLE_FILE_VALIDATION='1')
+KERNEL = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0', PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONWARNINGS='ignore:IProgress not found')
 
 @contextmanager
 def _environment(new):
@@ -212,6 +212,29 @@ def _ended(folder, body, status, **more):
     facts.unlink(missing_ok=True); _save(folder, body)
     return folder.rename(folder.with_suffix('' if status == 'done' else '.failed'))
 
+# %% ../nbs/61_runs.ipynb #69dda2f2
+def _gone(pid):
+    "Is there no process of this number any more?"
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return True
+    except OSError: pass # there is one, of somebody else
+    return False
+
+def bury(
+    reports, name:str, # where run folders lie, and of which run
+) -> list: # the folders as they are called now
+    "Rename what killed runs have left, and say so in them."
+    out = []
+    for folder in sorted((Path(reports)/name).glob('*.running')):
+        try: body = json.loads((folder/'manifest.json').read_text(encoding='utf-8'))
+        except (FileNotFoundError, json.JSONDecodeError): continue # just being made
+        if not (pid := body.get('pid')) or not _gone(pid): continue
+        try: kept = _ended(folder, body, 'failed', error=dict(where=body['run'], kind='killed', message=f'process {pid} is gone'))
+        except FileNotFoundError: continue # another run was quicker
+        atomic_write(kept/'FAILED.txt', f'This run was killed: process {pid} is gone and did not finish it, so it has no report.\n\nrun.ipynb holds the notebook as far as it came, manifest.json what was asked.\n')
+        out.append(kept)
+    return out
+
 # %% ../nbs/61_runs.ipynb #435d9ca0
 def _publish(nb, folder, body):
     "The page, and the hashes of everything that lies beside the manifest."
@@ -232,6 +255,7 @@ def execute(
     path, clock, stream = find(run), clock or RealClock(), stream or sys.stderr
     params = {k: str(v) if isinstance(v, Path) else list(map(str, v)) if isinstance(v, tuple) else v for k, v in params.items()}
     known = declared(path); check(params, known, path.name)
+    bury(reports, path.stem)
     started = clock.now(); folder = _folder(reports, path.stem, params, started)
     body = manifest(path.stem, {k: v for k, (v, _) in known.items() if k != 'out'} | params, started); _save(folder, body)
     with stopwatch() as watch:
@@ -247,6 +271,7 @@ def _gave_up(e, folder, body, watch):
     "Leave a folder that says why there is no report; the exception to raise."
     ename, evalue, where = _failure(e, folder/'run.ipynb')
     where = where.replace('run.ipynb', f"{body['run']}.ipynb")
+    if ename == 'KeyboardInterrupt': logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     kept = _ended(folder, body, 'failed', seconds=round(watch.seconds, 1), error=dict(where=where, kind=ename, message=evalue))
     text = f'This run did not finish, so it has no report.\n\n{ename} in {where}:\n{evalue}\n\n'
     atomic_write(kept/'FAILED.txt', text + 'run.ipynb holds the notebook as far as it came, manifest.json what was asked.\n')

@@ -45,6 +45,20 @@ sys.stdout.flush(); time.sleep(1); pathlib.Path({str(tmp_path/'marker')!r}).touc
     assert dict(os.environ) == before
 
 
+def test_a_missing_widget_is_no_news(tmp_path):
+    log, code = io.StringIO(), "import warnings\nwarnings.warn('IProgress not found. Please update jupyter')\nwarnings.warn('something else')"
+    execute(book(tmp_path, 'days = 1', code), {}, tmp_path/'reports', log)
+    assert 'IProgress' not in log.getvalue() and 'something else' in log.getvalue()
+
+
+def test_a_page_names_no_folder(tmp_path):
+    path = book(tmp_path, 'data = ""', f'print("kept in", {str(tmp_path/"data"/"kept.csv")!r})\nprint("features:", "3/7 2026-03-31")')
+    run = execute(path, dict(data=str(tmp_path/'data')), tmp_path/'reports', io.StringIO())
+    page = run.report.read_text(encoding='utf-8')
+    assert str(tmp_path) not in page and 'kept in kept.csv' in page and 'features: 3/7' not in page
+    assert run.manifest['parameters']['data'] == str(tmp_path/'data')
+
+
 def test_a_misspelt_parameter_stops_before_anything_is_done(tmp_path):
     with pytest.raises(UsageError) as e: execute(book(tmp_path, 'days = 1'), dict(dyas=3), tmp_path/'reports')
     assert e.value.exit_code == 2 and 'did you mean days?' in str(e.value)
@@ -98,11 +112,30 @@ def test_kill_leaves_a_folder_that_is_not_taken_for_a_report(tmp_path):
     assert json.loads((folder/'manifest.json').read_text())['status'] == 'running'
 
 
-def test_interrupt_is_an_interrupt(tmp_path):
+def test_the_next_run_buries_a_killed_one(tmp_path):
+    p = child(tmp_path, 'execute({path!r}, {{}}, {reports!r})')
+    os.killpg(p.pid, signal.SIGKILL); p.wait(); p.stderr.close()
+    execute(book(tmp_path, 'days = 2'), {}, tmp_path/'reports', io.StringIO())
+    killed, = (tmp_path/'reports'/'little').glob('*.failed')
+    assert 'This run was killed' in (killed/'FAILED.txt').read_text()
+    assert json.loads((killed/'manifest.json').read_text())['status'] == 'failed'
+    assert not list((tmp_path/'reports'/'little').glob('*.running')) and len(list((tmp_path/'reports'/'little').iterdir())) == 2
+
+
+def test_a_run_that_goes_on_is_left_alone(tmp_path):
+    p = child(tmp_path, 'execute({path!r}, {{}}, {reports!r})')
+    execute(book(tmp_path, 'days = 2'), {}, tmp_path/'reports', io.StringIO())
+    assert len(list((tmp_path/'reports'/'little').glob('*.running'))) == 1
+    os.killpg(p.pid, signal.SIGKILL); p.wait(); p.stderr.close()
+
+
+@pytest.mark.parametrize('send', [os.killpg, os.kill], ids=['group', 'alone'])
+def test_interrupt_is_an_interrupt(tmp_path, send):
     p = child(tmp_path, 'try: execute({path!r}, {{}}, {reports!r})\nexcept KeyboardInterrupt: raise SystemExit(130)')
-    os.killpg(p.pid, signal.SIGINT)
-    assert p.wait(timeout=60) == 130, p.stderr.read()
-    p.stderr.close()
+    send(p.pid, signal.SIGINT)
+    _, said = p.communicate(timeout=60)
+    assert p.returncode == 130, said
+    assert not any(o in said for o in ('Traceback', 'ERROR', 'never retrieved')), said
     folder, = (tmp_path/'reports'/'little').iterdir()
     assert folder.suffix == '.failed' and 'KeyboardInterrupt' in (folder/'FAILED.txt').read_text()
 
