@@ -144,6 +144,18 @@ def mark_lacking(self:Store,
     "Remember a kind of bars that the source does not give."
     self._writable(); self.original.m['lacks'][what] = dict(source=source, why=why); self.original.save()
 
+@patch
+def mark_given(self:Store, what:str):
+    "Forget that a kind of bars was refused: the source gives it now."
+    if self.original.m['lacks'].pop(what, None): self._writable(); self.original.save()
+
+@patch
+def mark_without(self:Store, days, what:str, source:str):
+    "Remember sealed days for which the source, asked, had no bars of a kind that it gives for others."
+    entries = [e for d in days if (e := self.original.m['days'].get(str(d), {})).get('sealed')]
+    for e in entries: e['without'] = e.get('without', {}) | {what: source}
+    if entries: self._writable(); self.original.save()
+
 # %% ../nbs/05_store.ipynb #c10c2553
 @patch
 def raw(self:Store, day:date) -> pd.DataFrame|None:

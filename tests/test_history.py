@@ -183,6 +183,41 @@ def test_what_the_source_does_not_give_stays_empty_said_once_remembered(store, f
     _, asked = made.fetch(tape, store, faults, days=15, again=True)
     assert 'BID_ASK' in [o.what for o in asked]
 
+PACING = [162, 'Historical Market Data Service error message:Historical data request pacing violation']
+
+@pytest.mark.parametrize('says', [PACING, [366, 'x'], [321, 'Error validating request.-xx : cause - ill today'], [162, 'Historical Market Data Service error message:Trading TWS session is connected from a different IP address']], ids=['pacing', 'silent', 'refused', 'elsewhere'])
+def test_passing_trouble_with_a_kind_is_not_remembered_and_made_good_later(store, says):
+    "SCHEDULE and TRADES are answered, BID_ASK is in trouble from the first request on."
+    tape, clock = made.rich(), FixedClock(CLOSE)
+    bad = Faults(silent_history=tuple(range(3, 40))) if says[0] == 366 else Faults(history_errors={str(i): says for i in ((3, 4, 5) if says is PACING else (3,))})
+    r, asked = made.fetch(tape, store, bad, link=dict(clock=clock), days=1 if says[0] == 366 else 5, timeout_s=.3 if says[0] == 366 else 20, daily=False)
+    days = r.fetched
+    assert days and 'BID_ASK' not in store.lacks and 'BID_ASK' not in r.lacking and any(o.startswith('BID_ASK is left to the next run') for o in r.notes)
+    assert store.raw_frame()[BA].isna().all().all() and store.raw_days(sealed=True) == days
+    r, asked = made.fetch(tape, Store(store.root), days=len(days), daily=False)
+    assert r.fetched == [] and r.filled['BID_ASK'] == days and 'TRADES' not in {o.what for o in asked}
+    got = Store(store.root).raw_frame(); assert np.array_equal(got[BA].to_numpy(), tape.bars['BID_ASK', '1 min'].loc[got.index, OHLC].to_numpy())
+    same(Store(store.root), tape.bars['TRADES', '1 min'].loc[str(days[0]):], OHLCV + ['average', 'barCount'])
+    assert made.fetch(tape, Store(store.root), days=len(days), daily=False)[1] == [] and Store(store.root).tidy() == {}
+
+def test_permission_that_comes_later_fills_the_sealed_days(store):
+    tape, no = made.rich(), Faults(denied=('BID_ASK', 'OPTION_IMPLIED_VOLATILITY'))
+    made.good(made.fetch(tape, store, no, days=12, daily=False)); assert set(store.lacks) == {'BID_ASK', 'OPTION_IMPLIED_VOLATILITY'}
+    assert made.fetch(tape, store, days=12, daily=False)[1] == []                       # remembered
+    r, asked = made.fetch(tape, store, days=12, again=True, daily=False)
+    assert r.filled == dict.fromkeys(('BID_ASK', 'OPTION_IMPLIED_VOLATILITY'), DAYS[-12:]) or {k: sorted(v) for k, v in r.filled.items()} == dict.fromkeys(('BID_ASK', 'OPTION_IMPLIED_VOLATILITY'), DAYS[-12:])
+    assert store.lacks == {} and store.raw_frame()[BA + IV].notna().all().all() and {o.what for o in asked} == {'BID_ASK', 'OPTION_IMPLIED_VOLATILITY'}
+    r, asked = made.fetch(tape, store, days=15, daily=False)                            # forgotten for good: older days get the columns at once
+    assert len(r.fetched) == 3 and store.raw_frame()[BA + IV].notna().all().all()
+
+def test_day_without_a_kind_that_the_source_gives_is_asked_for_once(store):
+    tape = made.rich(); away = DAYS[-3]; key = 'OPTION_IMPLIED_VOLATILITY', '1 min'
+    iv = tape.bars[key]; tape.bars[key] = iv[iv.index.date != away]
+    r = made.good(made.fetch(tape, store, days=5)); assert store.raw(away)[IV].isna().all().all() and r.lacking.keys() <= {'daily', 'dividends'}
+    assert made.fetch(tape, Store(store.root), days=5)[1] == []
+    _, asked = made.fetch(tape, Store(store.root), days=5, again=True)
+    assert [o.what for o in asked if o.bar_size == '1 min'] == ['OPTION_IMPLIED_VOLATILITY']
+
 def test_no_permission_for_trades_ends_the_run(store):
     e, _ = made.fetch(made.tape(), store, Faults(denied=('TRADES',)), days=5)
     assert isinstance(e, PermissionMissing) and e.exit_code == 4 and e.todo and store.raw_days() == []
@@ -190,6 +225,10 @@ def test_no_permission_for_trades_ends_the_run(store):
 def test_no_data_at_all(store):
     tape = Tape('old', 'simulated', {('TRADES', '1 min'): made.bars(DAYS[:2])})
     e, _ = made.fetch(tape, store, days=5, server=dict(asof=CLOSE))
+    assert isinstance(e, DataError) and e.exit_code == 3 and '--bars' in e.todo and store.absent == {}
+
+def test_no_data_at_all_from_a_real_tws(store, real):
+    e, _ = made.fetch(Tape('old', 'simulated', {('TRADES', '1 min'): made.bars(DAYS[:2])}), store, days=5, server=dict(asof=CLOSE))
     assert isinstance(e, NoData) and e.exit_code == 4 and e.todo and store.absent == {}
 
 def test_daily_bars_with_dividends(store):
@@ -212,6 +251,25 @@ def test_daily_without_dividends_leaves_them_empty(store):
     tape = Tape('years', 'simulated', {('TRADES', '1 min'): made.bars(DAYS), ('TRADES', '1 day'): made.daily(DAYS)})
     r = made.good(made.fetch(tape, store, days=3))
     assert store.daily_bars()['dividend'].isna().all() and 'dividends' in r.lacking
+
+def test_dividends_that_could_not_be_had_come_with_a_later_run(store):
+    from spyresearch.tws.tape import with_adjusted
+    days = sessions(date(2024, 1, 2), TODAY); paid = pd.Series({days[100]: 1.5, DAYS[-2]: 1.91})
+    plain = {('TRADES', '1 min'): made.bars(DAYS), ('TRADES', '1 day'): made.daily(days)}
+    tape = with_adjusted(Tape('made', 'simulated', plain, paid))
+    ill = {str(i): [321, 'Error validating request.-xx : cause - ill today'] for i in range(1, 60)}
+    made.good(made.fetch(tape, store, days=3))
+    _, asked = made.fetch(tape, other := Store(store.root.parent/'b'), days=3)
+    n = [o.what for o in asked].index('ADJUSTED_LAST') + 1
+    r = made.good(made.fetch(tape, other := Store(store.root.parent/'c'), Faults(history_errors={str(n): ill['1']}), days=3))
+    assert other.daily_bars()['dividend'].isna().all() and 'dividends' not in other.lacks and any('dividends is left' in o for o in r.notes)
+    r, asked = made.fetch(tape, other, days=3)
+    assert 'ADJUSTED_LAST' in [o.what for o in asked]
+    pd.testing.assert_frame_equal(other.daily_bars(), store.daily_bars()); assert made.fetch(tape, other, days=3)[1] == []
+    none = Store(store.root.parent/'d'); r = made.good(made.fetch(Tape('made', 'simulated', plain), none, days=3))
+    assert 'dividends' in none.lacks and made.fetch(tape, none, days=3)[1] == []          # said once, remembered
+    made.good(made.fetch(tape, none, days=3, again=True))
+    pd.testing.assert_frame_equal(none.daily_bars(), store.daily_bars()); assert 'dividends' not in none.lacks
 
 def test_deepen_fills_older_five_minute_days(store):
     old = sessions(date(2025, 9, 2), TODAY)
@@ -237,8 +295,7 @@ def test_single_day_gets_one_more_chance_then_the_server_is_silent(store):
     assert isinstance(e, TimedOut) and e.exit_code == 4 and e.todo
 
 def test_pacing_violation_is_waited_out(store):
-    says = [162, 'Historical Market Data Service error message:Historical data request pacing violation']
-    clock = FixedClock(CLOSE)
+    says, clock = PACING, FixedClock(CLOSE)
     r, _ = made.fetch(made.tape(), store, Faults(history_errors={'3': says, '6': says}), link=dict(clock=clock), days=len(DAYS), daily=False)
     assert r.fetched == DAYS and clock.monotonic() >= 30
     e, _ = made.fetch(made.tape(), Store(store.root.parent/'b'), Faults(history_errors={str(i): says for i in range(5, 99)}), link=dict(clock=FixedClock(CLOSE)), days=len(DAYS))

@@ -79,6 +79,7 @@ class HistoryReport:
     known_gaps: dict = field(default_factory=dict)      # day -> minutes (HH:MM) the source lacks
     quarantined: dict = field(default_factory=dict)     # file -> reason
     lacking: dict = field(default_factory=dict)         # kind of bars -> why the source does not give it
+    filled: dict = field(default_factory=dict)          # kind of bars -> sealed days completed with it
     deepened: list = field(default_factory=list)        # older days of 5-minute bars written
     daily_rows: int = 0                                 # daily bars on disk
     requests: int = 0                                   # sent to TWS
@@ -94,6 +95,7 @@ def __str__(self:HistoryReport):
     if self.absent: out.append(f"absent: {n(len(self.absent), 'session')} the source has no bar of ({self.absent[0]} to {self.absent[-1]})")
     if self.known_gaps: out.append(f"known gaps: {n(sum(map(len, self.known_gaps.values())), 'minute')} in {n(len(self.known_gaps), 'day')}")
     if self.unfinished: out.append(f'unfinished: {self.unfinished[-1]}, refreshed by the next run')
+    out += [f"completed: {n(len(days), 'day')} with {what}" for what, days in self.filled.items()]
     if self.deepened: out.append(f"5-minute bars: {n(len(self.deepened), 'older session')}")
     out += [f'not given by the source: {what} ({why})' for what, why in self.lacking.items()]
     return '\n'.join(out + self.notes)
@@ -107,6 +109,7 @@ class Walk:
     def __init__(self, link, store, asof, progress, timeout_s, again):
         self.link, self.store, self.asof, self.progress, self.timeout_s, self.again = link, store, asof, progress, timeout_s, again
         self.report, self.unscheduled, self.begin, self.probed = HistoryReport(link.provenance, asof), set(), {}, False
+        self.gives, self.blank, self.later = set(), {}, set()   # kinds given; kind -> days without it; kinds left to the next run
         self.is_tape, self.done, self.total = ':' in link.provenance, 0, 0
         self.settled = asof - (timedelta(0) if self.is_tape else SETTLED)   # sessions that closed by then do not change any more
 
@@ -205,39 +208,49 @@ def _rows(self:Walk, df, m):
     return df[sound(df)]
 
 # %% ../../nbs/tws/15_history.ipynb #946fc30f
+@patch
+async def refused(self:Walk, what) -> bool:
+    "Has this source refused a kind of data before?"
+    told = self.known(self.store.lacks).get(what)
+    if told and told['source'] == await self.source(): self.report.lacking[what] = told['why']
+    return what in self.report.lacking or what in self.later
+
+@patch
+async def refuse(self:Walk, what, e):
+    "Take note of a refusal: for good, or for this run."
+    if isinstance(e, Dropped): raise e
+    why = e.why or e.what
+    if isinstance(e, (NoData, PermissionMissing)): self.report.lacking[what] = why; self.store.mark_lacking(what, await self.source(), why); return
+    self.later.add(what); self.report.notes.append(f'{what} is left to the next run: {why}')
+
+# %% ../../nbs/tws/15_history.ipynb #7f9a4e83
 _BESIDE = {'BID_ASK': BA, 'OPTION_IMPLIED_VOLATILITY': IV}
 
 @patch
 async def beside(self:Walk, what, days):
     "Bars of a kind that the source may not give; None if it does not."
-    lacks = self.known(self.store.lacks)
-    if what in lacks and lacks[what]['source'] == await self.source(): self.report.lacking[what] = lacks[what]['why']; return None
+    if await self.refused(what): return None
     try: df = await self.ask(what, '1 min', days)
-    except (Dropped, TimedOut): raise
-    except FeedError as e:
-        if self.probed and not isinstance(e, PermissionMissing): raise
-        why = e.why or e.what
-    else:
-        if len(df) or self.probed: return df
-        why = 'no data'
-    self.report.lacking[what] = why
-    self.store.mark_lacking(what, await self.source(), why)
-    return None
+    except FeedError as e: return await self.refuse(what, e)
+    if len(df): self.gives.add(what); self.store.mark_given(what)
+    elif what not in self.gives: return await self.refuse(what, NoData('no data'))
+    return df[~df.index.duplicated()][OHLC].set_axis(_BESIDE[what], axis=1)
 
 # %% ../../nbs/tws/15_history.ipynb #3f19f8a8
 @patch
 async def fetch_span(self:Walk, days):
     "Fetch some neighbouring sessions and write each of them."
     parts = await self.trades(days, self.store.original)
-    have = [d for d in days if len(parts[d])]
+    have, without = [d for d in days if len(parts[d])], {}
     if have:
-        for what, cols in _BESIDE.items():
-            if what not in self.report.lacking and (df := await self.beside(what, have)) is not None:
-                extra = df[~df.index.duplicated()][OHLC].set_axis(cols, axis=1)
+        for what in _BESIDE:
+            if (extra := await self.beside(what, have)) is not None:
                 for d in have: parts[d] = parts[d].join(extra)
+                if none := [d for d in have if not (extra.index.date == d).any()]: without[what] = none
         self.probed = True
     with self.store.original.batch():
         for d in have: self.keep(d, parts[d])
+        for what, none in without.items(): self.store.mark_without(none, what, await self.source())
     self.step(days)
 
 @patch
@@ -259,6 +272,34 @@ def keep(self:Walk, day, df, five=False):
     if five: self.report.deepened.append(day)
     else: self.report.fetched.append(day); self.report.unfinished += [] if over else [day]
 
+# %% ../../nbs/tws/15_history.ipynb #b81fc148
+@patch
+def look_for_blanks(self:Walk, wanted):
+    "Which kinds the days on disk have, and which sealed days are wholly without one."
+    days = [d for d in wanted if self.store.is_sealed(d)]
+    df = self.store.raw_frame(days); at = df.index.date
+    for what, cols in _BESIDE.items():
+        there = set(at[df[cols].notna().any(axis=1).to_numpy()])
+        self.blank[what] = [d for d in days if d not in there]
+        if there: self.gives.add(what)
+
+@patch
+async def fill(self:Walk, what):
+    "Complete the sealed days that are without a kind of bars."
+    told = {d: self.known(self.store.original.m['days'][str(d)].get('without', {})).get(what) for d in self.blank[what]}
+    days = [d for d, by in told.items() if not by or by != await self.source()]
+    for span in spans(days):
+        if (extra := await self.beside(what, span)) is None: return
+        with self.store.original.batch():
+            for d in span: self._fill_day(what, d, extra[extra.index.date == d])
+            self.store.mark_without(none, what, await self.source()) if (none := [d for d in span if not (extra.index.date == d).any()]) else None
+
+@patch
+def _fill_day(self:Walk, what, day, extra):
+    "Put one kind of bars into a sealed day, beside the bars that are there."
+    here = extra[extra.index.isin(self.store.raw(day).index)]
+    if len(here) and self.store.complete_raw(day, here): self.report.filled.setdefault(what, []).append(day)
+
 # %% ../../nbs/tws/15_history.ipynb #2aa78a68
 async def pool(
     jobs, # callables that give coroutines
@@ -279,6 +320,7 @@ async def pool(
 async def minutes(self:Walk, wanted):
     "Bring the raw minute bars of the wanted sessions up to date."
     need, r = await self.needed(wanted, self.store.original), self.report
+    self.look_for_blanks(wanted)
     if need:
         await self.compare_calendars(need)
         need = [d for d in need if d not in self.unscheduled]
@@ -291,6 +333,7 @@ async def minutes(self:Walk, wanted):
     if not have & set(wanted): raise self.nothing(wanted)
     r.known_gaps = {d: g for d, g in sorted(self.store.known_gaps().items()) if d in set(wanted)}
     await self.remember_absent(r.absent, self.store.original)
+    for what in _BESIDE: await self.fill(what)
 
 @patch
 def nothing(self:Walk, wanted):
@@ -311,32 +354,31 @@ async def remember_absent(self:Walk, days, folder):
 @patch
 async def daily(self:Walk):
     "Bring original_data/daily.csv up to date."
-    have, closed = self.store.daily_bars(), [d for d in last_sessions(2, self.asof) if session(d).close <= self.asof]
-    lacks = self.known(self.store.lacks)
+    have, closed = self.store.daily_bars(), [d for d in last_sessions(2, self.asof) if self.over(d)]
     self.report.daily_rows = len(have)
-    if not closed or (len(have) and have.index[-1].date() >= closed[-1]): return
-    if 'daily' in lacks and lacks['daily']['source'] == await self.source(): self.report.lacking['daily'] = lacks['daily']['why']; return
-    n = len(sessions(have.index[-1].date(), closed[-1])) + 10 if len(have) else 366
+    blank = len(have) > 1 and np.isnan(have['dividend'].iloc[-1]) and not await self.refused('dividends')
+    if not closed or (len(have) and have.index[-1].date() >= closed[-1] and not blank) or await self.refused('daily'): return
+    since = (have['dividend'].last_valid_index() if blank else have.index[-1]) if len(have) else None
+    n = len(sessions(since.date(), closed[-1])) + 10 if since else 366
     df = await self._daily_frame(f'{n} D' if n <= 365 else '20 Y')
     if df is None: return
-    if len(have): df = pd.concat([have, df[df.index > have.index[-1]]])
-    if len(df) > len(have): self.store.write_daily_bars(df)
+    if len(have): df = pd.concat([have.fillna(df.reindex(have.index)[['dividend']] if 'dividend' in df else {}), df[df.index > have.index[-1]]])
+    if not df.equals(have): self.store.write_daily_bars(df)
     self.report.daily_rows = len(df)
 
 # %% ../../nbs/tws/15_history.ipynb #c07b0d5f
 @patch
 async def _daily_frame(self:Walk, duration):
     "Daily bars of closed sessions with their dividends; None if the source gives none."
-    try: df = at_open(await self.link.bars('TRADES', '1 day', self.asof, duration, self.timeout_s), self.asof)
-    except (Dropped, TimedOut): raise
-    except FeedError as e:
-        self.report.lacking['daily'] = e.why or e.what
-        if isinstance(e, (NoData, PermissionMissing)): self.store.mark_lacking('daily', await self.source(), e.why or e.what)
-        return None
+    try: df = at_open(await self.link.bars('TRADES', '1 day', self.asof, duration, self.timeout_s), self.settled)
+    except TimedOut: raise
+    except FeedError as e: return await self.refuse('daily', e)
+    self.store.mark_given('daily')
     df = df[sound(df.assign(volume=df['volume'].fillna(0)))]
-    try: adj = at_open(await self.link.bars('ADJUSTED_LAST', '1 day', None, duration, self.timeout_s), self.asof)
-    except (Dropped, TimedOut): raise
-    except FeedError as e: self.report.lacking['dividends'] = e.why or e.what; return df
+    if await self.refused('dividends'): return df
+    try: adj = at_open(await self.link.bars('ADJUSTED_LAST', '1 day', None, duration, self.timeout_s), self.settled)
+    except FeedError as e: await self.refuse('dividends', e); return df
+    self.store.mark_given('dividends')
     return df.assign(dividend=dividends(df['close'].to_numpy(), adj['close'].reindex(df.index).to_numpy()))
 
 # %% ../../nbs/tws/15_history.ipynb #c384fae0
