@@ -180,6 +180,7 @@ def write(self:DayFolder,
     entry = dict(rows=len(df), sealed=sealed, known_gaps=sorted(known_gaps), **more)
     if sealed: entry['sha256'] = hashlib.sha256(data).hexdigest()
     first = not sealed or bool(known_gaps) or not self.claimed
+    self.m['absent'].pop(str(day), None)
     held, self._held = self._held, self._held and not first
     if first: self.m['days'][str(day)] = entry; self.save()
     if not self.file(day).exists() or self.file(day).read_bytes() != data: atomic_write(self.file(day), data)

@@ -40,7 +40,7 @@ def rich(days=DAYS):
     df = bars(days)
     return Tape('rich', 'simulated', {('TRADES', '1 min'): df, ('BID_ASK', '1 min'): quotes(df), ('OPTION_IMPLIED_VOLATILITY', '1 min'): vols(df)})
 
-def fetch(tape, store, faults=None, link=None, server=None, **kw):
+def fetch(tape, store, /, faults=None, link=None, server=None, **kw):
     "One history run over a socket: (report or error, the history requests the server saw)."
     async def go():
         opts = (server or {}) | (dict(faults=faults) if faults else {})

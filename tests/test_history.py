@@ -9,7 +9,7 @@ import pytest
 import made
 from made import CLOSE, DAYS
 from spyresearch.bars import BA, IV, OHLC, OHLCV
-from spyresearch.core import DataError, FixedClock, PermissionMissing, UsageError, parse_asof
+from spyresearch.core import DataError, FixedClock, PermissionMissing, UsageError, file_hash, parse_asof
 from spyresearch.sessions import minutes, session, sessions
 from spyresearch.store import Store
 from spyresearch.tws.faults import Faults
@@ -155,6 +155,24 @@ def test_absent_session_is_listed_and_asked_again_only_of_another_source(store):
     r, asked = made.fetch(longer, store, days=5)
     assert r.absent == [] and made.asked_days(asked) == {away}
     assert made.fetch(tape, store, days=5, again=True)[0].absent == []
+
+NOTHING = [162, 'Historical Market Data Service error message:HMDS query returned no data: SPY@SMART Trades']
+
+def test_empty_span_of_a_real_tws_is_asked_for_again_day_by_day(store, real):
+    "The second span (the fifth request: after the schedule, the first span and the two kinds beside it) comes back empty once."
+    opts = dict(days=10, daily=False, server=dict(asof=CLOSE + timedelta(hours=1)))
+    r, asked = made.fetch(made.tape(), store, Faults(history_errors={'5': NOTHING}), **opts)
+    assert sorted(o.duration for o in made.trades(asked)) == ['1 D']*5 + ['5 D']*2 and r.absent == [] and r.fetched == DAYS[-10:]
+
+def test_recent_sessions_of_a_real_tws_are_not_remembered_as_absent(store, real):
+    away = [DAYS[-8], DAYS[-3]]; late = dict(days=10, server=dict(asof=CLOSE + timedelta(hours=1)))
+    tape = Tape('made', 'simulated', {('TRADES', '1 min'): made.bars([d for d in DAYS if d not in away])})
+    r = made.good(made.fetch(tape, store, **late))
+    assert r.absent == away and list(store.absent) == away[:1]
+    _, asked = made.fetch(tape, store, **late)
+    assert away[1] in made.asked_days(asked) and away[0] not in made.asked_days(asked)
+    r = made.good(made.fetch(made.tape(), store, again=True, **late))
+    assert r.absent == [] and store.absent == {} and store.original.m['absent'] == {} and len(Store(store.root).raw_days()) == 10
 
 def test_newest_session_without_bars_is_asked_for_again(store):
     tape = Tape('made', 'simulated', {('TRADES', '1 min'): made.bars(DAYS[:-1])})
@@ -413,3 +431,15 @@ def test_120_real_days_are_the_files_own_bars(shared, store):
     assert paid[paid > 0].round(3).to_dict() == {session(date(2025, 12, 19)).open: 1.993, session(date(2026, 3, 20)).open: 1.797}
     again, asked = made.fetch(tape, store, **opts)
     assert again.fetched == [] and asked == [] and made.files(store.root) == before
+
+def test_other_files_of_the_same_name_are_refused_and_nothing_is_mixed(tmp_path, store):
+    "Two files called spy.parquet with other prices make two tapes of one name."
+    tapes = []
+    for at in (500., 600.):
+        folder = tmp_path/f'{at:.0f}'; folder.mkdir(); made.bars(DAYS, at).to_parquet(folder/'spy.parquet')
+        tapes.append((tape_from_files([folder/'spy.parquet']), file_hash(folder/'spy.parquet')))
+    (one, first), (two, second) = tapes; assert one.account == two.account and first != second
+    made.good(made.fetch(one, store, days=3, tape=first)); before = made.files(store.root)
+    e, asked = made.fetch(two, Store(store.root), days=6, tape=second)
+    assert isinstance(e, DataError) and e.exit_code == 3 and 'another version' in e.what and '--data' in e.todo and asked == [] and made.files(store.root) == before
+    made.good(made.fetch(one, Store(store.root), days=6, tape=first)); same(Store(store.root), made.bars(DAYS).loc[str(DAYS[-6]):])
