@@ -109,7 +109,7 @@ body{margin:0;background:var(--panel);-webkit-text-size-adjust:100%} main{max-wi
 h1{font-size:clamp(26px,4.4vw,40px);line-height:1.15;letter-spacing:-.015em;margin:6px 0 12px}
 h2{font-size:22px;line-height:1.25;margin:56px 0 8px;padding-top:18px;border-top:2px solid var(--line)}
 h3{font-size:16px;margin:26px 0 6px} p{margin:8px 0;max-width:72ch}
-p.muted{font-size:14px} p.small{font-size:13px;line-height:1.4;color:var(--muted)} p.small b{font-weight:600} .lede{font-size:18px;max-width:64ch} .muted,.n,caption,figcaption small{color:var(--muted)}
+p.muted{font-size:14px} p.small{max-width:none;font-size:13px;line-height:1.4;color:var(--muted)} p.small b{font-weight:600} .lede{font-size:18px;max-width:64ch} .muted,.n,caption,figcaption small{color:var(--muted)}
 .strip{position:sticky;top:0;z-index:9;background:var(--amber);color:var(--panel);padding:7px 20px;text-align:center;font-size:14px;line-height:1.35}
 .strip b{letter-spacing:.09em;margin-right:.4em}
 .eyebrow{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px;color:var(--muted)} .eyebrow b{color:var(--ink)}

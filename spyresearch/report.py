@@ -73,7 +73,8 @@ def ahead(
     def name(h, until): return Markup(f'{HORIZONS[h]} <span class="muted">({until:%a %d %b %Y %H:%M})</span>')
     start = '; '.join(dict.fromkeys(f'{"session closes" if h.endswith("d") else "next minutes"} from {px:.2f} USD on {when:%a %d %b %Y %H:%M}' for h, _, px, when, _ in rows))
     listed = table(['until', *(f'{b} % range, USD' for b in ENDS)], [[name(h, until), *(cell(ends, b) for b in ENDS)] for h, until, _, _, ends in rows])
-    note = tag('p', f'{start[0].upper()}{start[1:]}, New York. Dividends are not taken off. How often such ranges held is told below.', cls='small')
+    last = float(panel.close[-1, last_minute(panel)[-1]])
+    note = tag('p', f'Last price known: {last:.2f} USD on {known_until(panel):%a %d %b %Y %H:%M}. {start[0].upper()}{start[1:]}, New York. Dividends are not taken off. How often such ranges held is told below.', cls='small')
     return tag('section', tag('h3', 'What is forecast now', word), note, listed, cls='ahead')
 
 # %% ../nbs/60_report.ipynb #e9f6e93e

@@ -46,6 +46,21 @@ def test_a_run_leaves_one_complete_folder(finished):
     assert log.strip(), 'a run that says nothing looks dead'
 
 
+def test_the_first_screen_says_what_is_forecast_and_how_old_it_is(finished):
+    page, name = finished[0].report.read_text(encoding='utf-8'), finished[0].manifest['run']
+    assert re.search(r'Market known up to \w{3} \d\d \w{3} \d{4} \d\d:\d\d \(New York\)', page) and 'LIVE TWS DATA' not in page
+    if name == 'backtest': return
+    first = page[page.index('What is forecast now'):page.index('Data health' if name == 'run' else 'Loss, and skill')]
+    assert 'SIMULATED: not to be traded' in first and len(re.findall(r'\d+\.\d\d – \d+\.\d\d', first)) == 12
+    assert '2025' in first
+
+
+def test_a_page_names_no_folder_and_no_widget(finished):
+    page, params = finished[0].report.read_text(encoding='utf-8'), finished[0].manifest['parameters']
+    assert str(finished[0].folder.parent) not in page and 'IProgress' not in page and not re.search(r'features: \d+/', page)
+    assert params['data'] == ''
+
+
 def test_results_are_strict_json(finished):
     for p in finished[0].folder.glob('*.json'):
         def refuse(o, name=p.name): raise AssertionError(f'{name} holds {o}')
