@@ -83,10 +83,10 @@ def _beats(ev, days):
     return replace(r, words=f'Whether the forecast beats HAR cannot be told from {days} scored days' if few else words[r.met])
 
 def _worst_band(ev):
-    "(beyond the bound and its error, deviation, error or None, horizon, band) of the band that is most off; None without any."
+    "(beyond the bound and its error, deviation, error or None, horizon, band) of the band that is most off: beyond its error if any is, else in points; None without any."
     found = [(at(ev, 'horizons', h, 'coverage', b, 'marginal'), at(ev, 'horizons', h, 'coverage', b, 'half_width'), h, b) for h in MINUTE_HORIZONS for b in ('80', '90')]
     off = [(round(abs(c - int(b)) - NEED['coverage_pt'] - (e or 0), 3), abs(c - int(b)), e, h, b) for c, e, h, b in found if c is not None]
-    return max(off, default=None, key=lambda o: o[:2])
+    return max(off, default=None, key=lambda o: (o[0] > 0, o[0] if o[0] > 0 else o[1]))
 
 # %% ../nbs/58_verdict.ipynb #ce94ca99
 def _holds(ev, days):
