@@ -26,14 +26,19 @@ def _add(path, data):
             except OSError: f.truncate(end); raise
     except OSError as e: raise FolderError(f'cannot append to {path}', e.strerror or str(e), 'free some space or make the file writable, then run again; earlier records are untouched') from e
 
+def _parts(path):
+    "(whole lines, what a crash left of a last one), as text."
+    data = path.read_bytes() if path.exists() else b''; keep = data.rfind(b'\n') + 1
+    return data[:keep].decode('utf8'), data[keep:].decode('utf8', 'replace')
+
 def _cut_torn(path):
-    "Cut off a last line without an end; returns it, or '' ."
-    if not path.exists(): return ''
-    data = path.read_bytes(); keep = data.rfind(b'\n') + 1
-    if keep == len(data): return ''
-    try: os.truncate(path, keep)
+    "Cut off a last line without an end, so that the next record begins a line."
+    try:
+        with open(path, 'r+b') as f:
+            if not f.seek(0, os.SEEK_END) or (f.seek(-1, os.SEEK_END), f.read())[1] == b'\n': return
+            f.seek(0); f.truncate(f.read().rfind(b'\n') + 1)
+    except FileNotFoundError: return
     except OSError as e: raise FolderError(f'cannot repair {path}', e.strerror or str(e), 'make the file writable, then run again') from e
-    return data[keep:].decode('utf8', 'replace')
 
 # %% ../nbs/04_journal.ipynb #221088c5
 class Journal:
@@ -44,14 +49,11 @@ class Journal:
     ):
         self.path, self.columns = Path(path), list(columns)
         if self.path.suffix not in ('.csv', '.jsonl'): raise DataError(f'{self.path}: not a journal', 'its name must end in .csv or .jsonl')
-        self.torn = _cut_torn(self.path) # what a crash left of a last line; '' if nothing
-        if self.is_csv and (head := self._head()) not in ([], self.columns):
+        text, self.torn = _parts(self.path) # `torn`: what a crash left of a last line; '' if nothing
+        if self.is_csv and (head := next(csv.reader(text.splitlines()[:1]), [])) not in ([], self.columns):
             raise DataError(f'{self.path} has other columns', f"in the file: {', '.join(head)}; expected: {', '.join(self.columns)}", 'move the file away; it stays readable')
 
     is_csv = property(lambda self: self.path.suffix == '.csv')
-    def _head(self):
-        if not self.path.exists(): return []
-        with open(self.path, encoding='utf8', newline='') as f: return next(csv.reader(f), [])
 
 # %% ../nbs/04_journal.ipynb #bf635bfc
 def _csv_line(cells):
@@ -65,6 +67,7 @@ def append(self:Journal,
     record:dict, # column -> value; None and NaN are empty in a CSV, null in JSON
 ):
     "Add one record; it is on the disk when this returns."
+    _cut_torn(self.path)
     if not self.is_csv: return _add(self.path, (json.dumps({k: None if v != v else v for k, v in record.items()}, default=str) + '\n').encode())
     if odd := set(record) - set(self.columns): raise DataError(f'{self.path.name} has no column {sorted(odd)[0]}', f"it has {', '.join(self.columns)}")
     head = b'' if self.path.exists() and self.path.stat().st_size else _csv_line(self.columns)
@@ -73,12 +76,12 @@ def append(self:Journal,
 # %% ../nbs/04_journal.ipynb #5d17fe40
 @patch
 def read(self:Journal) -> list: # dicts; the values of a CSV as text
-    "All records, oldest first."
-    if not self.path.exists(): return []
-    with open(self.path, encoding='utf8', newline='') as f:
-        if self.is_csv: return list(csv.DictReader(f))
-        try: return [json.loads(o) for o in f]
-        except ValueError as e: raise DataError(f'{self.path}: a record cannot be read', str(e), 'move the file away; nothing in it was changed') from e
+    "All whole records, oldest first; a torn last line is left out and stays in the file, in `torn`."
+    text, self.torn = _parts(self.path)
+    lines = text.split('\n')[:-1]
+    if self.is_csv: return list(csv.DictReader(lines))
+    try: return [json.loads(o) for o in lines]
+    except ValueError as e: raise DataError(f'{self.path}: a record cannot be read', str(e), 'move the file away; nothing in it was changed') from e
 
 @patch
 def __len__(self:Journal): return len(self.read())

@@ -174,6 +174,15 @@ def test_full_disk_journal_keeps_earlier_records(monkeypatch, tmp_path):
     monkeypatch.undo()
     assert j.read() == [dict(id='1')] and Journal(tmp_path/'t.csv', ['id']).torn == ''
 
+@pytest.mark.parametrize('name, whole, torn', [('t.csv', b'id\n1\n', b'2,"h'), ('t.csv', b'', b'i'), ('t.jsonl', b'{"id": "1"}\n', b'{"id": "\xc3')])
+def test_reading_a_torn_journal_changes_no_byte_and_the_next_record_repairs_it(tmp_path, name, whole, torn):
+    path = tmp_path/name; path.write_bytes(whole + torn); stamp = path.stat().st_mtime_ns
+    j = Journal(path, ['id'])
+    assert j.read() == [dict(id='1')]*bool(whole) and j.torn == torn.decode('utf8', 'replace') and len(j) == bool(whole)
+    assert path.read_bytes() == whole + torn and path.stat().st_mtime_ns == stamp
+    j.append(dict(id='2'))
+    assert [o['id'] for o in j.read()] == ['1']*bool(whole) + ['2'] and j.torn == '' and path.read_bytes().startswith(whole) and path.read_bytes().endswith(b'\n')
+
 @contextmanager
 def as_nobody():
     "Root may write everywhere, so a read-only folder needs another user."
