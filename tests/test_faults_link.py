@@ -129,6 +129,32 @@ def test_pacing_violation_waits_30_seconds_then_600_then_gives_up():
     (e,), srv = asking(Faults(history_errors={str(i): says for i in range(1, 99)}), clock)
     assert isinstance(e, Pacing); refused(e, 'slower pace', 'pacing violation'); assert clock.monotonic() == 630. and srv.asked == 3
 
+def test_neighbours_that_succeed_do_not_restart_the_back_off():
+    "One worker's requests always come too fast, another's are always answered."
+    says, clock = [162, 'Historical Market Data Service error message:Historical data request pacing violation'], FixedClock(made.CLOSE)
+    async def go():
+        async with ReplayServer(TAPE) as srv, Link(port=srv.port, clock=clock) as link:
+            real = link._ask
+            async def ask(send, asked, *a, **k):
+                if 'BID_ASK' in asked: await asyncio.sleep(0); raise Pacing(*says[::-1])
+                return await real(send, asked, *a, **k)
+            link._ask = ask
+            async def well():
+                while True: await link.bars('TRADES', '1 min', made.CLOSE, '1 D')
+            other = asyncio.ensure_future(well())
+            try: await link.bars('BID_ASK', '1 min', made.CLOSE, '1 D')
+            except Pacing as e: return e
+            finally: other.cancel()
+    assert isinstance(asyncio.run(asyncio.wait_for(go(), 60)), Pacing)
+
+@pytest.mark.parametrize('name, ok', [('Eastern Standard Time', True), ('EST (Eastern Standard Time)', True), ('Mars Standard Time', False)])
+def test_schedule_in_a_zone_as_windows_calls_it(monkeypatch, name, ok):
+    from spyresearch.tws import replay
+    monkeypatch.setattr(replay, 'ZONE', name)
+    (out,), _ = asking(ask=lambda link, i: link.schedule(2, made.CLOSE))
+    if ok: assert {(f'{o:%H:%M}', f'{c:%H:%M}') for o, c in out.values()} == {('09:30', '16:00')} and len(out) == 2
+    else: refused(out, 'Mars Standard Time', 'login')
+
 def test_the_same_question_waits_15_seconds():
     clock = FixedClock(made.CLOSE)
     out, srv = asking(Faults(), clock, ask=lambda link, i: link.bars('TRADES', '1 min', made.CLOSE, '1 D'), n=3, pacing='off')

@@ -335,6 +335,12 @@ def test_schedule_that_is_refused_is_noted_and_the_bars_decide(store):
     r, _ = made.fetch(made.tape(), store, Faults(history_errors={'1': [162, 'no schedule today']}), days=5)
     assert r.fetched == DAYS[-5:] and any('schedule could not be checked' in o for o in r.notes)
 
+def test_schedule_in_a_zone_that_nobody_knows_is_noted_and_the_bars_decide(store, monkeypatch):
+    from spyresearch.tws import replay
+    monkeypatch.setattr(replay, 'ZONE', 'Mars Standard Time')
+    r = made.good(made.fetch(made.tape(), store, days=5))
+    assert r.fetched == DAYS[-5:] and any('schedule could not be checked' in o and 'Mars' in o for o in r.notes)
+
 DAMAGE = dict(empty=lambda o: b'', truncated=lambda o: o[:9000], reordered=lambda o: b''.join(o.splitlines(True)[:2] + o.splitlines(True)[:1:-1]), doubled=lambda o: o*2,
               tampered=lambda o: o.replace(b'1003,', b'1009,', 1), spreadsheet=lambda o: b'\xef\xbb\xbf' + o.replace(b'\n', b'\r\n'))
 
