@@ -19,7 +19,7 @@ from ..bars import BA, IV, OHLC, RAW_COLUMNS
 from ..core import ET, DataError, FeedError, PermissionMissing, UsageError, quiet, stopwatch
 from ..sessions import is_session, known_minutes, last_sessions, next_session, session, sessions
 from ..store import Store
-from .link import Dropped, Link, NoData, TimedOut
+from .link import Dropped, Link, NoData, TimedOut, blocking
 
 # %% ../../nbs/tws/15_history.ipynb #f693b0c3
 def spans(
@@ -452,7 +452,4 @@ def fetch(
     async def go():
         async with Link(host, port, client_id, clock) as link:
             return await fetch_history(link, store if isinstance(store, Store) else store(link.provenance), **kw)
-    try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(go())
-    from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(1) as one: return one.submit(asyncio.run, go()).result()
+    return blocking(go)
