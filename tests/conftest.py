@@ -6,13 +6,12 @@ import pytest
 
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 required = set(filter(None, os.environ.get('SPY_REQUIRE', '').split(',')))
-skipped = {}
+LACK = dict(shared='the real price records', browser='a Chromium browser')
 
 def need(kind, what):
-    "Fail when this run was told to require `kind`, else skip and remember."
+    "Fail when this run was told to require `kind`, else skip."
     if kind in required: pytest.fail(f'{what} is missing, and SPY_REQUIRE asks for {kind}')
-    skipped[kind] = skipped.get(kind, 0) + 1
-    pytest.skip(f'{what} is not here')
+    pytest.skip(f'needs {LACK[kind]}: {what} is not here')
 
 @pytest.fixture(scope='session')
 def shared():
@@ -23,5 +22,6 @@ def shared():
     return path
 
 def pytest_terminal_summary(terminalreporter):
-    for kind, n in skipped.items():
-        terminalreporter.write_line(f'NOT CHECKED: {n} tests need {dict(shared="the real price records", browser="a Chromium browser")[kind]}, which this machine lacks.')
+    skipped = [str(o.longrepr) for o in terminalreporter.stats.get('skipped', [])]
+    for what in LACK.values():
+        if n := sum(f'needs {what}' in o for o in skipped): terminalreporter.write_line(f'NOT CHECKED: {n} tests need {what}, which this machine lacks.')
