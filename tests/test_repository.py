@@ -28,7 +28,16 @@ def module_of(path):
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 LIBRARY = {module_of(p): p for p in NOTEBOOKS if module_of(p)}
 RUNS = sorted((NBS/'runs').glob('*.ipynb'))
-number = {m: int(re.match(r'\d+', p.name)[0]) for m, p in LIBRARY.items()}
+FLOORS = ['ground', 'tws', 'features', 'models', 'trade', 'live', 'top']
+
+
+def place(path):
+    "(floor, number): what stands before a notebook may be imported by it. The top folder holds the ground and the top floor."
+    n = int(re.match(r'\d+', path.name)[0])
+    return FLOORS.index(path.parent.name if path.parent != NBS else 'ground' if n < 10 else 'top'), n
+
+
+number = {m: place(p) for m, p in LIBRARY.items()}
 
 
 def test_each_module_has_the_name_of_its_notebook():
@@ -37,7 +46,7 @@ def test_each_module_has_the_name_of_its_notebook():
         folder = '' if path.parent == NBS else f'{path.parent.name}.'
         assert module == folder + re.sub(r'^\d+_', '', path.stem)
         assert path.stem.split('_', 1)[1] not in sys.stdlib_module_names or path.stem.endswith('_statistics')
-    assert len(set(number.values())) == len(number), 'two notebooks share a number'
+    assert len(set(number.values())) == len(number), 'two notebooks of a floor share a number'
 
 
 def test_generated_modules_have_a_notebook():
