@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['UTC', 'ET', 'SpyError', 'CheckFailed', 'UsageError', 'DataError', 'FolderError', 'ModelError', 'FeedError',
-           'PermissionMissing', 'NothingToDo', 'RealClock', 'FixedClock', 'stopwatch', 'parse_asof', 'provenance_of',
-           'is_tradable', 'stamp', 'one_provenance', 'slug', 'quiet', 'bar_progress', 'atomic_write', 'file_hash',
-           'git_revision', 'package_versions']
+           'PermissionMissing', 'NothingToDo', 'RealClock', 'FixedClock', 'settle', 'stopwatch', 'parse_asof',
+           'provenance_of', 'is_tradable', 'stamp', 'one_provenance', 'slug', 'quiet', 'bar_progress', 'atomic_write',
+           'file_hash', 'git_revision', 'package_versions']
 
 # %% ../nbs/00_core.ipynb #380a27e9
 import asyncio, hashlib, os, re, subprocess, sys, tempfile, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, time as clock_time, timedelta, timezone
 from functools import cache
 from importlib import metadata
@@ -57,6 +57,8 @@ class RealClock:
     def monotonic(self) -> float: return time.monotonic()
     def sleep(self, s:float): time.sleep(s)
     async def asleep(self, s:float): await asyncio.sleep(s)
+    async def until(self, waits, s:float): await asyncio.wait(set(waits), timeout=s, return_when=asyncio.FIRST_COMPLETED)
+    def hold(self): return nullcontext() # time cannot be held
 
 # %% ../nbs/00_core.ipynb #bf290b20
 class FixedClock:
@@ -68,6 +70,17 @@ class FixedClock:
     def monotonic(self) -> float: return (self._now - self._start).total_seconds()
     def sleep(self, s:float): self._now += timedelta(seconds=s)
     async def asleep(self, s:float): self.sleep(s); await asyncio.sleep(0)
+    until, hold = RealClock.until, RealClock.hold # for an answer from outside it waits as the machine does
+
+# %% ../nbs/00_core.ipynb #74b1c3e8
+async def settle(
+    most:int=1000, # turns of the loop
+):
+    "Let everything that can go on without waiting go on."
+    ready = getattr(asyncio.get_running_loop(), '_ready', None)
+    for i in range(most if ready is not None else 50):
+        await asyncio.sleep(0)
+        if ready is not None and not ready: return
 
 # %% ../nbs/00_core.ipynb #1347d043
 @contextmanager

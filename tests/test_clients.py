@@ -245,7 +245,7 @@ def test_ib_insync_agrees(official):
 
 @pytest.mark.parametrize('size', [1, 3, 1000])
 def test_fragments_of_any_size_are_read_alike(size):
-    from spyresearch.tws.replay import Faults
+    from spyresearch.tws.faults import Faults
     whole = serve(lambda srv: ib_answers(srv.port, IB()))
     parts = serve(lambda srv: one_day(srv.port), faults=Faults(fragment=size))
     assert parts == whole['bars'][2]

@@ -149,8 +149,8 @@ def test_neighbours_that_succeed_do_not_restart_the_back_off():
 
 @pytest.mark.parametrize('name, ok', [('Eastern Standard Time', True), ('EST (Eastern Standard Time)', True), ('Mars Standard Time', False)])
 def test_schedule_in_a_zone_as_windows_calls_it(monkeypatch, name, ok):
-    from spyresearch.tws import replay
-    monkeypatch.setattr(replay, 'ZONE', name)
+    from spyresearch.tws import archive
+    monkeypatch.setattr(archive, 'ZONE', name)
     (out,), _ = asking(ask=lambda link, i: link.schedule(2, made.CLOSE))
     if ok: assert {(f'{o:%H:%M}', f'{c:%H:%M}') for o, c in out.values()} == {('09:30', '16:00')} and len(out) == 2
     else: refused(out, 'Mars Standard Time', 'login')

@@ -336,8 +336,8 @@ def test_schedule_that_is_refused_is_noted_and_the_bars_decide(store):
     assert r.fetched == DAYS[-5:] and any('schedule could not be checked' in o for o in r.notes)
 
 def test_schedule_in_a_zone_that_nobody_knows_is_noted_and_the_bars_decide(store, monkeypatch):
-    from spyresearch.tws import replay
-    monkeypatch.setattr(replay, 'ZONE', 'Mars Standard Time')
+    from spyresearch.tws import archive
+    monkeypatch.setattr(archive, 'ZONE', 'Mars Standard Time')
     r = made.good(made.fetch(made.tape(), store, days=5))
     assert r.fetched == DAYS[-5:] and any('schedule could not be checked' in o and 'Mars' in o for o in r.notes)
 

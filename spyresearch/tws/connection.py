@@ -7,7 +7,7 @@ __all__ = ['Timed', 'Asked', 'ANSWERS', 'Connection', 'first_of', 'answers']
 
 # %% ../../nbs/tws/15_connection.ipynb #bbc42aef
 import asyncio, heapq
-from collections import namedtuple
+from collections import deque, namedtuple
 from itertools import count
 
 import pandas as pd
@@ -26,6 +26,8 @@ class Connection:
         self.srv, self.reader, self.writer, self.frames = srv, reader, writer, wire.Frames()
         self.version, self.client_id, self.data_type = 0, None, 1
         self.queue, self.order, self.wake, self.live = [], count(), asyncio.Event(), {}
+        self.sent, self.heard, self.got, self.writing = 0, 0, 0, False # bytes written; taken in; read; is a write under way?
+        self.asked = deque(maxlen=1000) # when requests came, seconds of the server's clock
 
     def send(self, msg:bytes, after_s:float=0, key=None): # msg: whole messages; None closes the socket
         "Owe the client `msg`, `after_s` seconds from now; `key` is the request it belongs to."
@@ -51,11 +53,33 @@ async def write(self:Connection):
     clock = self.srv.clock
     while True:
         self.wake.clear()
-        wait = self.queue[0].due - clock.monotonic() if self.queue else None
+        wait = self.wait_s()
         if wait is not None and wait <= 0:
-            if (msg := heapq.heappop(self.queue).msg) is None: return
-            await self.put(msg)
+            msg, end = self.due()
+            self.writing = True
+            try: await self.put(msg)
+            finally: self.writing = False
+            if end: return
         else: await first_of(self.wake.wait(), *([clock.asleep(wait)] if wait else []))
+
+@patch
+def wait_s(self:Connection) -> float|None: # None without anything
+    "Seconds until something has to be written; a frozen server writes nothing."
+    return max(self.queue[0].due, self.srv.thaw) - self.srv.clock.monotonic() if self.queue else None
+
+@patch
+def due(self:Connection) -> tuple: # (messages as one run of bytes, does the socket close after them?)
+    "Take what is due off the queue."
+    out, now = [], self.srv.clock.monotonic()
+    while self.queue and self.queue[0].due <= now:
+        if (msg := heapq.heappop(self.queue).msg) is None: return b''.join(out), True
+        out.append(msg)
+    return b''.join(out), False
+
+@patch(as_prop=True)
+def idle(self:Connection) -> bool:
+    "Is everything written that is due by now?"
+    return not self.writing and ((s := self.wait_s()) is None or s > 0)
 
 async def first_of(*coros):
     "Run all until the first ends, drop the others, and end as it did."
@@ -70,8 +94,9 @@ async def first_of(*coros):
 # %% ../../nbs/tws/15_connection.ipynb #150f9d68
 @patch
 async def put(self:Connection, msg:bytes):
-    "Write one message, in pieces where a fault says so."
-    n = self.srv.faults.fragment or len(msg)
+    "Write messages, in pieces where a fault says so."
+    n = self.srv.faults.fragment or len(msg) or 1
+    self.sent += len(msg)
     for i in range(0, len(msg), n):
         self.writer.write(msg[i:i+n]); await self.writer.drain()
         if n < len(msg): await self.srv.clock.asleep(0)
@@ -84,6 +109,7 @@ async def hello(self:Connection) -> bytes: # bytes that came after the handshake
     while (got := wire.read_hello(data)) is None:
         if not (more := await self.reader.read(4096)): raise FeedError('the client left during the handshake')
         data += more
+    self.got = len(data)
     self.version = wire.negotiate(*got[:2])
     if not self.srv.faults.mute: self.send(wire.server_hello(self.version, at_text(pd.Timestamp(self.srv.now()))))
     return got[2]
@@ -94,7 +120,9 @@ async def read(self:Connection):
     data = await self.hello()
     while True:
         for fields in self.frames.feed(data): self.hear(fields)
+        self.heard = self.got
         if not (data := await self.reader.read(1 << 16)): return
+        self.got += len(data)
 
 # %% ../../nbs/tws/15_connection.ipynb #39abf216
 Asked, ANSWERS = namedtuple('Asked', 'at client_id request'), {}
@@ -114,5 +142,6 @@ def hear(self:Connection, fields:list):
         return self.error(-1, 320, f'Server error when reading an API client request. {e.why}')
     srv.requests.append(Asked(srv.now(), self.client_id, r))
     if srv.faults.silent or srv.faults.mute: return
+    if srv.count(self, r): return
     if (answer := ANSWERS.get(type(r).__name__)) is None: srv.unhandled.append(r)
     else: answer(srv, self, r)

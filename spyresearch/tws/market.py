@@ -227,4 +227,4 @@ def demo_tape(
               ('TRADES', DAY): as_frame(D, aggregate(bars, MINUTES))}
     before = series['TRADES', DAY]['close'].shift(1)[paid > 0]
     usd = pd.Series(np.round(.003*before.to_numpy(), 3), index=before.index.date)
-    return with_adjusted(Tape(tape_name(seed, edge), 'simulated', series, usd, meta))
+    return with_adjusted(Tape(tape_name(seed, edge), 'simulated', series, usd, meta, drawn=True))
