@@ -29,7 +29,7 @@ class StepClock:
     async def asleep(self, s:float):
         if s <= 0: return await RealClock().asleep(0)
         nap = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._due, (self.elapsed + s, next(self._order), nap))
+        heapq.heappush(self._due, (round(self.elapsed + s, 6), next(self._order), nap))
         await nap
 
 # %% ../../nbs/tws/05_control.ipynb #4cc3b421
@@ -108,16 +108,22 @@ async def accept(self:Control, reader, writer):
             say = self.hear(line, writer)
             writer.write(json.dumps(say).encode() + b'\n'); await writer.drain()
             if say.get('error') == 'token': break
-    except (ConnectionError, asyncio.CancelledError): pass # gone, or the server stops
-    finally: self.members.pop(writer, None); self.tasks.discard(task); self.changed.set(); writer.close()
+    except (ConnectionError, ValueError, asyncio.CancelledError): pass # gone, a line without an end, or the server stops
+    finally: self.leave(writer); self.tasks.discard(task); writer.close()
+
+@patch
+def leave(self:Control, writer):
+    "Nobody waits any longer for one who is gone."
+    if m := self.members.pop(writer, None): m['heard'].set()
+    self.changed.set()
 
 @patch
 def hear(self:Control, line:bytes, writer) -> dict:
     "One message and its answer."
     try: m = json.loads(line)
     except ValueError: return dict(error='not JSON')
-    if not isinstance(m, dict) or not (writer in self.members or secrets.compare_digest(str(m.get('token', '')), self.token)): return dict(error='token')
-    if 'ack' in m: self.members[writer] |= m; self.members[writer]['heard'].set(); return dict(ok=m['ack'])
+    if not isinstance(m, dict) or not (writer in self.members or secrets.compare_digest(str(m.get('token', '')).encode(), self.token.encode())): return dict(error='token')
+    if 'ack' in m and writer in self.members: self.members[writer] |= m; self.members[writer]['heard'].set(); return dict(ok=m['ack'])
     if m.get('do') == 'join': self.members[writer] = dict(ack=None, next=None, sent={}, heard=asyncio.Event())
     try: out = self.srv.command(m.get('do', ''), m)
     except UsageError as e: return dict(error=e.what)
@@ -132,7 +138,7 @@ async def agree(self:Control, patience_s:float=60.):
         await self.srv.flushed()
         sent = {i: c.sent for i, c in self.srv.clients.items()}
         for w in list(self.members): await self.ask(w, sent, patience_s)
-        await self.srv.heard_all({i: n for o in self.members.values() for i, n in o['sent'].items()})
+        await self.srv.heard_all({int(i): n for o in self.members.values() for i, n in o['sent'].items()})
         await settle()
         await self.srv.flushed()
         if {i: c.sent for i, c in self.srv.clients.items()} == sent: return
@@ -145,7 +151,7 @@ async def ask(self:Control, writer, sent, patience_s):
     writer.write(json.dumps(dict(tick=self.srv.now().timestamp(), speed='max', sent=sent)).encode() + b'\n')
     heard = asyncio.ensure_future(m['heard'].wait())
     await RealClock().until([heard], patience_s)
-    if not heard.done(): heard.cancel(); self.members.pop(writer, None); writer.close()
+    if not heard.done(): heard.cancel(); self.leave(writer); writer.close()
 
 @patch
 def next_wake(self:Control) -> datetime|None: # aware UTC
@@ -162,11 +168,12 @@ def tell(self:Control, message:dict):
 class SlaveClock(StepClock):
     "A clock that follows a replay's control port."
     def __init__(self, at:datetime, speed=0.): # speed: virtual seconds a second, or 'max'
-        super().__init__(at); self.real, self.links, self.ended, self.over = RealClock(), set(), False, asyncio.Event()
+        super().__init__(at); self.real, self.links, self.ended, self.over, self.turned = RealClock(), set(), False, asyncio.Event(), asyncio.Event()
         self.turn(at, speed)
 
     def turn(self, at, speed):
         self.speed, self.base, self.at_real = speed, at.astimezone(UTC), self.real.monotonic()
+        self.turned.set(); self.turned = asyncio.Event()
         if self.stepped: self.advance(at)
 
     stepped = property(lambda self: self.speed == 'max')
@@ -174,8 +181,13 @@ class SlaveClock(StepClock):
     def monotonic(self): return self.elapsed if self.stepped else (self.now() - self.start).total_seconds()
     async def asleep(self, s):
         if self.stepped: return await super().asleep(s)
-        if not self.speed: raise FeedError('the replay stands still', 'its time never comes', 'start it with --speed, or move it through its control port')
-        await self.real.asleep(max(s, 0)/self.speed)
+        if s <= 0: return await self.real.asleep(0)
+        due = self.monotonic() + s
+        while (left := due - self.monotonic()) > 0:   # a turn of the clock may bring the moment nearer
+            if not self.speed: raise FeedError('the replay stands still', 'its time never comes', 'start it with --speed, or move it through its control port')
+            turned = asyncio.ensure_future(self.turned.wait())
+            try: await self.real.until([turned], left/self.speed)
+            finally: turned.cancel()
 
 # %% ../../nbs/tws/05_control.ipynb #062c0908
 @patch

@@ -174,6 +174,7 @@ class Link:
         self.ib, self.spy, self.provenance, self.account = None, None, None, None
         self.notices, self.requests, self._refused, self._heads, self._alone = deque(maxlen=50), 0, {}, {}, asyncio.Lock()
         self.pace, self.sends, self.listeners, self.told = Limiter(self.clock), deque(maxlen=RATE), {}, []
+        self.failure = None # what a listener broke on
         if hasattr(self.clock, 'links'): self.clock.links.add(self) # a replay's clock waits for what is under way here
 
     at = property(lambda self: f'{self.host}:{self.port}')

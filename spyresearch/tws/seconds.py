@@ -96,12 +96,13 @@ class Seconds:
         self.now = dict.fromkeys((*_SAID, 'bid_at', 'ask_at', 'last_at')) | dict(down=False)
         self._past, self._slots, self._books, self._then = {}, {}, {}, self.now.copy()
         self._at, self._book_at, self._px, self._tick, self._volume = 0., None, None, 0, None
-        self.faults, self.late = Counter(), 0
+        self.faults, self.late, self._cuts, self.trades_from = Counter(), 0, set(), trades_from
         self.use(trades_from)
 
-    def use(self, source:str):
-        "Say who tells of trades from here on; level 1 goes on from the volume last heard."
+    def use(self, source:str, at:float|None=None):
+        "Say who tells of trades from `at` on; level 1 goes on from the volume last heard."
         if source not in ('tbt', 'l1', ''): raise UsageError(f'trades come from tbt, l1 or nobody, not from {source!r}')
+        if at is not None and source != self.trades_from: self._cut(at)
         self.trades_from = self.now['trades_from'] = source
 
 # %% ../../nbs/tws/07_seconds.ipynb #7d8ae928
@@ -265,12 +266,18 @@ def book(self:Seconds,
 @patch
 def down(self:Seconds, at:float):
     "The stream went down."
-    self._step(at)
+    self._cut(at)
     self.now |= dict.fromkeys(_SAID) | dict(down=True)
     self._px, self._tick, self._volume = None, 0, None
 
 @patch
-def up(self:Seconds, at:float): "The stream is up again."; self._step(at); self.now['down'] = False
+def up(self:Seconds, at:float): "The stream is up again."; self._cut(at); self.now['down'] = False
+
+@patch
+def _cut(self:Seconds, at):
+    "Something came or went: a second that it happened within is told in part only."
+    s = self._step(at)
+    if self._at > s: self._cuts.add(s)
 
 # %% ../../nbs/tws/07_seconds.ipynb #63f88086
 _NO_BOOK = (None,)*len(LEVELS), None, ''
@@ -287,7 +294,7 @@ def _row(self:Seconds, slot, o, end, status, venue, levels):
     if not slot: return (None,)*11 + ages + (o['halted'], o['data_type'], source, status, '') + _NO_BOOK[0]
     spread = None if o['bid'] is None or o['ask'] is None else round(o['ask'] - o['bid'], 6)
     if spread is not None and spread < 0: self.faults['crossed_quote'] += 1; spread = None
-    n = (slot.volume, slot.trades) if source else (None, None)
+    n = (slot.volume, slot.trades) if source and (slot.trades or status == 'data') else (None, None)
     return (slot.open, slot.high, slot.low, slot.close, *n, o['bid'], o['ask'], o['bid_size'], o['ask_size'], spread,
             *ages, o['halted'], o['data_type'], source, status, venue, *levels)
 
@@ -295,6 +302,7 @@ def _row(self:Seconds, slot, o, end, status, venue, levels):
 @patch
 def close(self:Seconds,
     second:int, # epoch seconds; the one after the last closed
+    traded:bool=False, # does level 1 know of a trade in it?
 ) -> Second:
     "End a second: its record. What comes for it afterwards is late."
     if second != self.oldest: raise UsageError(f'second {second} cannot be closed', f'the next one is {self.oldest}', 'close each second once, in order')
@@ -304,7 +312,10 @@ def close(self:Seconds,
     slot, (levels, heard, venue) = self._slots.pop(second, None), self._books.pop(second, _NO_BOOK)
     if heard is not None: self._book_at = heard
     self.oldest = second + 1
-    status = 'data' if slot else 'down' if before['down'] or self._then['down'] else 'quiet'
+    missed = traded and self._then['trades_from'] == 'tbt' and not (slot and slot.trades)
+    if missed: self.faults['missed_trade'] += 1
+    part = second in self._cuts or missed; self._cuts.discard(second)
+    status = ('partial' if part else 'data') if slot else 'down' if before['down'] or self._then['down'] or part else 'quiet'
     return Second(second, self._row(slot, self._then, second + 1, status, venue, levels), _by_price(slot))
 
 # %% ../../nbs/tws/07_seconds.ipynb #0644b949
@@ -322,6 +333,7 @@ FAULTS = dict(
     time_backwards="an arrival before the last one: taken at the last one's time",
     trade_ahead='a trade from the future, or without a time: counted in the second in which it arrived',
     before_start='a trade from before the first second: not counted',
+    missed_trade='level 1 knows of a trade in a second for which no single trade was told: its volume is empty, not zero',
     late_book='a book for a second that is closed: ignored',
     bad_data_type='an unknown kind of market data: ignored')
 

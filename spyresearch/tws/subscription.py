@@ -122,7 +122,9 @@ def _tap(link):
     def lead(usual, place, decode):
         def handle(fields):
             s = link.listeners.get(int(fields[place])) if len(fields) > place else None
-            return usual(fields) if s is None else s.take(decode, fields)
+            if s is None: return usual(fields)
+            try: s.take(decode, fields)
+            except Exception as e: link.failure = e; raise # ib_async would only log it
         return handle
     if not hasattr(client, 'tapped'): handlers |= {k: lead(handlers[k], *v) for k, v in WORDS.items()}
     client.tapped = link.listeners
