@@ -63,20 +63,27 @@ def schedule_reply(self:ReplayServer, r) -> bytes:
     return wire.schedule_msg(r.req_id, ZONE, rows)
 
 # %% ../../nbs/tws/28_archive.ipynb #521eccdd
+@patch
+def keep_up(self:ReplayServer, conn, r, **late):
+    "Let a request go on with the minute under way, if the account may see it."
+    if self.faults.rights.get('keepup', 'live') == 'live': conn.live[r.req_id] = KeepUp(self, conn, r)
+    else: conn.error(r.req_id, 10182, 'Failed to request live updates (disconnected).', **late)
+
 @answers('Historical')
 def historical(srv, conn, r):
     "Bars, a schedule, or the error TWS would give; scripted faults strike here."
     srv.asked += 1; late = dict(after_s=srv.faults.delay_s, key=r.req_id)
     if not matches(srv.details, r.contract): return unknown_contract(conn, r)
+    if r.req_id in conn.live: return conn.error(r.req_id, 322, 'Error processing request.Duplicate ticker id')
     if srv.asked in srv.faults.silent_history: conn.live[r.req_id] = r; return
     if no := srv.refusal(r): return conn.error(r.req_id, *no, **late)
     try: msg = srv.schedule_reply(r) if r.what == 'SCHEDULE' else srv.bars_reply(r)
     except UsageError as e: return conn.error(r.req_id, 321, f"Error validating request.-'bH' : cause - {e.what}", **late)
     if not msg: return conn.error(r.req_id, 162, f'{HMDS}HMDS query returned no data: {r.contract.symbol}@{r.contract.exchange} {r.what.title()}', **late)
-    if r.keep_up and r.what == 'TRADES' and r.bar_size == '1 min': conn.live[r.req_id] = KeepUp(srv, conn, r)
     srv.replied += 1
     if srv.faults.drop_after and srv.replied == srv.faults.drop_after + 1: conn.send(msg[:len(msg)//2]); return conn.send(None)
     conn.send(msg, **late)
+    if r.keep_up and r.what == 'TRADES' and r.bar_size == '1 min': srv.keep_up(conn, r, **late)
 
 # %% ../../nbs/tws/28_archive.ipynb #27f44583
 @answers('CancelHistorical')

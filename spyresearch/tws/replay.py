@@ -13,9 +13,8 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from fastcore.basics import patch
 
-from ..core import ET, DataError, FeedError, SpyError, UsageError, parse_asof, slug
+from ..core import DataError, FeedError, SpyError, UsageError, parse_asof, slug
 from . import archive, grants  # noqa: F401 - they register the answers
 from .faults import FINE, Faults
 from .listing import Listing, recorded, simulated
@@ -52,10 +51,10 @@ def open_tape(
 # %% ../../nbs/tws/30_replay.ipynb #52dbf375
 def listing_of(srv:ReplayServer) -> Listing|None:
     "The options that a server's tape has."
-    if srv.tape.chain is not None: return recorded(srv.tape.chain)
-    if srv.tape.kind != 'simulated' or not srv.tape.drawn: return None
-    iv = srv.whole.bars['OPTION_IMPLIED_VOLATILITY', '1 min']['close']
-    starts, values = iv.index.as_unit('ns').asi8, iv.to_numpy()
+    if srv.whole.chain is not None: return recorded(srv.whole.chain)
+    iv = srv.whole.bars.get(('OPTION_IMPLIED_VOLATILITY', '1 min'))
+    if srv.whole.kind != 'simulated' or not srv.whole.drawn or iv is None: return None
+    starts, values = iv.index.as_unit('ns').asi8, iv['close'].to_numpy()
     def last(at):
         x = srv.sessions.now(at)
         return float(x.px[n-1]) if x and (n := x.seen(at)) else x.before if x else float('nan')
