@@ -193,18 +193,21 @@ def append(self:DayLog,
     if day != self._day: self._turn_to(day)
     if not (rows := list(rows)): return
     data, last = self._lines(day, rows)
-    if not self._end: data = self._head() + data
+    if not self._end: data = self._head() + data; self._enter(day)
     self._write(data)
     self._last = last; self._rows += len(rows); self._end += len(data)
 
 # %% ../nbs/06_daylog.ipynb #fcec40db
 @patch
 def _turn_to(self:DayLog, day):
-    "Go to a day's file; its entry is in the manifest before the file is there."
+    "Go to a day's file."
     if not self.is_open(day): raise DataError(f'{self.file(day)} is sealed', 'a day is sealed at its close and holds no later row', 'move the file away if it should be recorded again')
-    if str(day) not in self.m['days'] and not self.file(day).exists():
-        self.m['absent'].pop(str(day), None); self.m['days'][str(day)] = dict(sealed=False); self.save()
     self.resume(day)
+
+@patch
+def _enter(self:DayLog, day):
+    "A day's entry is in the manifest before its file is there."
+    if str(day) not in self.m['days']: self.m['absent'].pop(str(day), None); self.m['days'][str(day)] = dict(sealed=False); self.save()
 
 # %% ../nbs/06_daylog.ipynb #c207712d
 @patch

@@ -7,6 +7,7 @@ __all__ = ['Stream', 'recent', 'stream_frame', 'parity']
 
 # %% ../../nbs/features/23_stream.ipynb #10f330f4
 import math
+from copy import copy, deepcopy
 from datetime import date
 
 import numpy as np
@@ -103,6 +104,14 @@ def start(self:Stream,
     out = {}
     for at, *v in past.itertuples(): out = self.push(dict(zip(['Datetime', *past.columns], [at, *v])))
     return out
+
+# %% ../../nbs/features/23_stream.ipynb #0c998ffa
+@patch
+def fork(self:Stream) -> Stream:
+    "A stream of its own that goes on from here."
+    new = copy(self)
+    new.states = deepcopy(self.states)
+    return new
 
 # %% ../../nbs/features/23_stream.ipynb #7e4e5fd6
 def stream_frame(
