@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
-           'Deepen', 'Json', 'Members', 'From', 'To', 'write_json', 'outcome', 'history', 'prepare', 'run', 'evaluate',
-           'backtest', 'tickets', 'replay', 'test', 'bench', 'main']
+           'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Json', 'Members',
+           'From', 'To', 'write_json', 'outcome', 'history', 'prepare', 'run', 'evaluate', 'backtest', 'tickets',
+           'live', 'record', 'replay', 'test', 'bench', 'main']
 
 # %% ../nbs/64_cli.ipynb #46ea9e6f
 import json, sys
@@ -37,6 +38,13 @@ Seed = _opt(int, '--seed', 'Seed of everything drawn at random.', min=0)
 Edge = _opt(float, '--edge', "Plant an edge of so many volatilities in the demo's market.")
 Sessions = _opt(int, '--sessions', "Sessions of minute bars in the demo's market.", min=10)
 Deepen = _opt(int, '--deepen', 'Also fetch N older sessions of 5-minute bars.', min=0)
+Chain = _opt(Optional[Path], '--chain', 'Recorded option quotes, to serve beside --bars.')
+Quotes = _opt(Optional[Path], '--quotes', 'Quotes by the second, to serve.')
+Trades = _opt(Optional[Path], '--trades', 'Trades by the second, to serve.')
+BookFile = _opt(Optional[Path], '--book', 'A ten-level order book, to serve.')
+Intraminute = _opt(str, '--intraminute', '"simulated" draws trades, quotes and books inside the minutes of --bars.')
+Speed = _opt(str, '--speed', 'Virtual seconds per second; "max" is as fast as all can follow.')
+FaultScript = _opt(str, '--faults', 'What goes wrong: JSON, or a file of JSON.')
 Json = _opt(Optional[str], '--json', 'Write the result as JSON to this file, or to standard output with "-".')
 
 # %% ../nbs/64_cli.ipynb #cfdaa53e
@@ -51,10 +59,10 @@ def write_json(
     else: atomic_write(out, text + '\n')
 
 # %% ../nbs/64_cli.ipynb #d352f575
-def _source(tws=None, bars=None, daily=None, dividends=None, asof=None, seed=7, edge=0., sessions=130):
+def _source(tws=None, bars=None, daily=None, dividends=None, asof=None, seed=7, edge=0., sessions=130, intraminute='', **records):
     "The `Source` that the options name."
     from spyresearch.tws.source import Source
-    return Source(tws=tws or '', bars=tuple(map(str, bars or ())), daily=str(daily or ''), dividends=str(dividends or ''), asof=asof or '', seed=seed, edge=edge, sessions=sessions)
+    return Source(**{k: str(v or '') for k, v in records.items()}, intraminute=intraminute, tws=tws or '', bars=tuple(map(str, bars or ())), daily=str(daily or ''), dividends=str(dividends or ''), asof=asof or '', seed=seed, edge=edge, sessions=sessions)
 
 def _folder(source, given, top, client_id=None):
     "The folder the user named, or the source's own; with a client id, TWS is asked who it is."
@@ -187,18 +195,50 @@ def tickets(tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 
     if json_out: write_json(said, json_out)
     if json_out != '-': print(f"as of {said['asof']}", *(o['sentence'] for o in said['words']), sep='\n')
 
-# %% ../nbs/64_cli.ipynb #e02c42a6
+# %% ../nbs/64_cli.ipynb #1afe31d5
 @app.command()
-def replay(bars: Bars = None, daily: Daily = None, dividends: Dividends = None, asof: Asof = None, seed: Seed = 7,
+def live(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
+         days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', once: _opt(bool, '--once', 'One session, then end.') = False,
+         until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
+         options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
+    "Record every session: level 1, level 2 and trades each second, today's day file each minute; for ever, until Ctrl-C."
+    import asyncio
+    from spyresearch.live.runner import go
+    from spyresearch.tws.source import open_source
+    source, n = _source(tws, bars, daily, dividends, None if tws else asof, seed, edge, sessions, intraminute, chain=chain), _n_days(days)
+    if n == 'all': raise UsageError('--days all is not for a live run', 'its start must not take hours', 'fetch the past with `spy history --days all` first')
+    if tws and asof: raise UsageError('--asof is not for a live run on TWS', 'it happens now', 'leave it out')
+    root = _folder(source, data, 'data', client_id)
+    with open_source(source, **({} if tws else dict(speed=speed, faults=faults, from_open=True))) as (host, port):
+        asyncio.run(go(host, port, root, client_id, n, options, once or not tws, until, say=lambda text: print(text, flush=True)))
+
+@app.command()
+def record(out: _opt(Path, '--out', 'The log to write; it must not exist.'), tws: _opt(str, '--tws', 'The TWS or gateway to stand before, HOST:PORT.', envvar='SPY_TWS') = '127.0.0.1:7497',
+           port: _opt(int, '--port', 'Port on 127.0.0.1 for the client; 0 takes a free one.', min=0, max=65535) = 0):
+    "Stand between a TWS and any client of it, and log what they say, account ids masked."
+    from spyresearch.tws.recorder import UNVERIFIED
+    from spyresearch.tws.recorder import record as run
+    from spyresearch.tws.source import address_of
+    print(f'{UNVERIFIED}: a log made here is what can verify it', file=sys.stderr)
+    run(*address_of(tws), out, port)
+
+@app.command()
+def replay(bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, quotes: Quotes = None, trades: Trades = None, book: BookFile = None,
+           intraminute: Intraminute = '', tape: _opt(Optional[Path], '--tape', 'A saved tape, or a log written by spy record.') = None, asof: Asof = None, seed: Seed = 7,
            edge: Edge = 0., sessions: Sessions = 130,
            port: _opt(int, '--port', 'Port on 127.0.0.1; 0 takes a free one.', min=0, max=65535) = 0,
-           speed: _opt(float, '--speed', 'Virtual seconds per second; 0 stands still.', min=0.) = 0.,
-           faults: _opt(str, '--faults', 'What goes wrong, as JSON.') = ''):
+           speed: Speed = '0', faults: FaultScript = '',
+           from_open: _opt(bool, '--from-open', 'Begin before the open of the tape\'s last session, or of --asof.') = False,
+           depth_mode: _opt(str, '--depth-mode', 'shift: rows are inserted and deleted; update: they are overwritten.') = 'shift',
+           unit: _opt(int, '--unit', 'Shares in a unit of the day\'s volume on level 1: 100 (lots) or 1.', min=1) = 100):
     "Serve a tape over the TWS protocol until stopped."
     from spyresearch.tws.faults import Faults
-    from spyresearch.tws.replay import open_tape, serve
-    s = _source(None, bars, daily, dividends, asof, seed, edge, sessions)
-    serve(open_tape(s.bars, s.daily or None, s.dividends or None, seed=seed, edge=edge, days=s.sessions), port, parse_asof(asof) if asof else None, speed, Faults.from_json(faults))
+    from spyresearch.tws.recording import load_any
+    from spyresearch.tws.replay import before_open, open_tape, serve, speed_of
+    s = _source(None, bars, daily, dividends, asof, seed, edge, sessions, intraminute, chain=chain, quotes=quotes, trades=trades, book=book)
+    given = load_any(tape) if tape else open_tape(s.bars, s.daily or None, s.dividends or None, None, seed, edge, s.sessions, s.chain, s.quotes, s.trades, s.book, s.intraminute)
+    at = before_open(given, asof or '') if from_open else parse_asof(asof) if asof else None
+    serve(given, port, at, speed_of(speed), Faults.from_json(faults), unit=unit, depth_mode=depth_mode, seed=seed)
 
 # %% ../nbs/64_cli.ipynb #543e28c9
 @app.command()

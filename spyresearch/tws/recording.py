@@ -5,25 +5,26 @@
 # %% auto #0
 __all__ = ['SERVED', 'HEARD', 'WANTED', 'Line', 'hears', 'Playback', 'usable', 'asked', 'accounts', 'server_time', 'bar_times',
            'bar_frame', 'bars', 'merged', 'level1', 'single', 'depth', 'error', 'Recording', 'in_order', 'recording',
-           'tape_of']
+           'tape_of', 'load_any']
 
 # %% ../../nbs/tws/31_recording.ipynb #06425beb
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import ET, DataError, FeedError, UsageError, provenance_of, stamp
+from ..core import ET, DataError, FeedError, UsageError, provenance_of, slug, stamp
 from ..sessions import is_session
 from ..bars import OHLC, in_session
 from . import wire
 from .book import Book
-from .tape import DAY, SIZES, SPY, Tape, bar_ends, matches, parse_end
+from .tape import DAY, SIZES, SPY, Tape, bar_ends, load_tape, matches, parse_end
 from .ticks import Books, Quotes, Ticks, Trades, by_day, nothing
 from .recorder import Frame, read_frames, started
 
@@ -286,3 +287,13 @@ def tape(self:Recording,
     return Tape(name, kind or true, bars, ticks=self.ticks, meta=dict(recorded=self.began.isoformat(), accounts=self.accounts, messages=sum(self.counts.values())))
 
 def tape_of(path, name:str, kind:str='') -> Tape: "A frame log as a tape."; return recording(path).tape(name, kind)
+
+# %% ../../nbs/tws/31_recording.ipynb #7ad12ed8
+def load_any(
+    path, # written by `Tape.save`, or by `spy record`
+) -> Tape:
+    "A tape from a file of either kind."
+    try:
+        with open(path, 'rb') as f: saved = f.read(2) == b'PK'
+    except OSError as e: raise DataError(f'{path} cannot be read', e.strerror or str(e), 'name a saved tape, or a log written by spy record') from e
+    return load_tape(path) if saved else tape_of(path, slug(Path(path).stem))

@@ -99,6 +99,8 @@ class Seconds:
         self.faults, self.late, self._cuts, self.trades_from = Counter(), 0, set(), trades_from
         self.use(trades_from)
 
+    px = property(lambda self: self._px) # the last reported price, USD; None before the first
+
     def use(self, source:str, at:float|None=None):
         "Say who tells of trades from `at` on; level 1 goes on from the volume last heard."
         if source not in ('tbt', 'l1', ''): raise UsageError(f'trades come from tbt, l1 or nobody, not from {source!r}')

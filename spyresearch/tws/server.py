@@ -162,6 +162,7 @@ REPLIES = dict(
     ManagedAccounts=lambda srv, r: wire.managed_accounts([srv.tape.account]), NextIds=lambda srv, r: wire.next_valid_id(1),
     Positions=lambda srv, r: wire.positions_end(), Executions=lambda srv, r: wire.executions_end(r.req_id),
     AccountUpdates=lambda srv, r: wire.account_end(r.account or srv.tape.account) if r.subscribe else b'',
+    AccountSummary=lambda srv, r: wire.account_summary_end(r.req_id),
     AccountUpdatesMulti=lambda srv, r: wire.account_multi_end(r.req_id), CurrentTime=lambda srv, r: wire.current_time(int(srv.now().timestamp())),
     DepthExchanges=lambda srv, r: wire.depth_exchanges([(o, 'STK', '', 'Deep2' if o in MAKERS else 'Deep', 1) for o in DEEP] if srv.sessions.holds('books') else []))
 for name,reply in REPLIES.items(): answers(name)(lambda srv, conn, r, reply=reply: conn.send(reply(srv, r)))
@@ -169,7 +170,7 @@ for name,reply in REPLIES.items(): answers(name)(lambda srv, conn, r, reply=repl
 @answers('MarketDataType')
 def market_data_type(srv, conn, r): "No reply; it colours what is subscribed later."; conn.data_type = r.type
 
-@answers('LogLevel', 'AutoOpenOrders', 'CancelPositions', 'CancelAccountUpdatesMulti')
+@answers('LogLevel', 'AutoOpenOrders', 'CancelPositions', 'CancelAccountUpdatesMulti', 'CancelAccountSummary')
 def noted(srv, conn, r): "These have no reply."
 
 # %% ../../nbs/tws/19_server.ipynb #c202ef94

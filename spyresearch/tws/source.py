@@ -29,8 +29,15 @@ class Source:
     seed: int = 7 # of the demo's market
     edge: float = 0. # planted edge of the demo's market, in daily volatilities
     sessions: int = 130 # length of the demo's market
+    chain: str = '' # recorded option quotes
+    quotes: str = '' # quotes by the second
+    trades: str = '' # trades by the second
+    book: str = '' # a ten-level order book
+    intraminute: str = '' # `simulated`: trades, quotes and books are drawn inside the minute bars
     def __post_init__(self):
-        if self.tws and self.bars: raise UsageError('--tws and --bars exclude each other', 'a run has one source', 'name one of them')
+        if self.tws and (self.bars or self.records): raise UsageError('--tws and --bars exclude each other', 'a run has one source', 'name one of them')
+        if self.intraminute not in ('', 'simulated'): raise UsageError(f'--intraminute {self.intraminute!r} is not known', 'events inside minutes are on the record or drawn', 'leave it out, or say simulated')
+        if self.intraminute and not self.bars: raise UsageError('--intraminute accompanies --bars', 'the demo is drawn anyway, and another source has its own', 'give the minute bars too')
         if (self.daily or self.dividends) and not self.bars: raise UsageError('--daily and --dividends accompany --bars', 'they describe the same days', 'give the minute bars too')
         if self.asof: parse_asof(self.asof)
         if self.tws: address_of(self.tws)
@@ -47,9 +54,14 @@ def address_of(
     raise UsageError(f'--tws {text!r} is not HOST:PORT', 'a name or address, a colon, and a port from 1 to 65535', 'as 127.0.0.1:7497 (TWS paper), 7496 (TWS live), 4002 or 4001 (gateway)')
 
 @patch(as_prop=True)
+def records(self:Source) -> tuple: "Files of what happened inside the minutes, and of options."; return tuple(o for o in (self.chain, self.quotes, self.trades, self.book) if o)
+
+@patch(as_prop=True)
 def name(self:Source):
-    "The tape's name: the bars file's stem, or the demo's; empty for a real TWS."
-    return '' if self.tws else slug(Path(self.bars[0]).stem) if self.bars else tape_name(self.seed, self.edge)
+    "The tape's name: the first file's stem, or the demo's; empty for a real TWS."
+    files = (*self.bars, *self.records)
+    if self.tws: return ''
+    return slug(Path(files[0]).stem) + ('+sim' if self.intraminute else '') if files else tape_name(self.seed, self.edge)
 
 @patch(as_prop=True)
 def fingerprint(self:Source):
@@ -70,10 +82,12 @@ def default_folder(
 @contextmanager
 def open_source(
     source:Source,
+    **options, # of the replay server, where there is one: speed, faults, from_open
 ): # yields (host, port) of a socket that speaks TWS
     "The address of `source`, serving a tape for as long as the block lasts where there is no TWS."
     if source.tws:
         yield address_of(source.tws)
         return
+    files = {k: getattr(source, k) for k in ('chain', 'quotes', 'trades', 'book', 'intraminute')}
     with spawn(bars=source.bars, daily=source.daily or None, dividends=source.dividends or None, asof=source.asof or None,
-               seed=source.seed, edge=source.edge, days=source.sessions) as address: yield address
+               seed=source.seed, edge=source.edge, days=source.sessions, **files, **options) as address: yield address

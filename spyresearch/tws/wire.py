@@ -6,9 +6,9 @@
 __all__ = ['MIN_VERSION', 'MAX_VERSION', 'UNSET_INT', 'UNSET_FLOAT', 'Contract', 'REQUESTS', 'RECORDS', 'Unknown', 'ZONE', 'text',
            'join', 'pack', 'frame', 'Frames', 'read_hello', 'negotiate', 'parse', 'at_text', 'server_hello',
            'managed_accounts', 'next_valid_id', 'current_time', 'positions_end', 'open_orders_end',
-           'completed_orders_end', 'account_end', 'account_multi_end', 'executions_end', 'details_end',
-           'depth_exchanges', 'error_msg', 'Details', 'contract_details', 'bar_cells', 'bars_msg', 'bar_update',
-           'head_timestamp', 'schedule_msg']
+           'completed_orders_end', 'account_end', 'account_multi_end', 'account_summary_end', 'executions_end',
+           'details_end', 'depth_exchanges', 'error_msg', 'Details', 'contract_details', 'bar_cells', 'bars_msg',
+           'bar_update', 'head_timestamp', 'schedule_msg']
 
 # %% ../../nbs/tws/09_wire.ipynb #f44327dc
 import struct
@@ -124,6 +124,8 @@ REQUESTS = {id_: (name, layout) for id_, name, layout in [
     (51, 'CancelRealTimeBars', _vid),
     (59, 'MarketDataType', _v | dict(type=_int)),
     (61, 'Positions', _v),
+    (62, 'AccountSummary', _vid | dict(group=_str, tags=_str)),
+    (63, 'CancelAccountSummary', _vid),
     (64, 'CancelPositions', _v),
     (71, 'StartApi', _v | dict(client_id=_int, capabilities=_str)),
     (76, 'AccountUpdatesMulti', _vid | dict(account=_str, model=_str, ledger=_bool)),
@@ -175,6 +177,7 @@ def open_orders_end() -> bytes: "No more open orders."; return frame(53, 1)
 def completed_orders_end() -> bytes: "No more completed orders."; return frame(102)
 def account_end(account:str) -> bytes: "The account's values are in."; return frame(54, 1, account)
 def account_multi_end(req_id:int) -> bytes: "The account's values by model are in."; return frame(74, 1, req_id)
+def account_summary_end(req_id:int) -> bytes: "The account's summary is in."; return frame(64, 1, req_id)
 def executions_end(req_id:int) -> bytes: "No more executions."; return frame(55, 1, req_id)
 def details_end(req_id:int) -> bytes: "No more contracts match."; return frame(52, 1, req_id)
 def depth_exchanges(rows:list) -> bytes: "Venues with a book, five fields each."; return frame(80, len(rows), *(o for r in rows for o in r))
