@@ -206,7 +206,8 @@ async def _try(self:Link, client_id):
     "One attempt; False if the id is taken."
     lib = _supported(); ib = lib.IB(); watch = _Watch(ib)
     task = asyncio.ensure_future(ib.connectAsync(self.host, self.port, client_id, self.deadline_s, readonly=True, fetchFields=lib.StartupFetchNONE))
-    await asyncio.wait({task, watch.over}, return_when=asyncio.FIRST_COMPLETED)
+    try: await asyncio.wait({task, watch.over}, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError: task.cancel(); ib.disconnect(); raise
     if task.done() and not task.exception(): self.ib = ib; return True
     closed = not task.done()   # the server ended it, not our deadline
     task.cancel(); error, = await asyncio.gather(task, return_exceptions=True)
@@ -227,6 +228,11 @@ def _heard(self:Link, reqId, code, text, contract):
     if reqId in self.listeners: self.listeners[reqId].failed(code, text)
     elif waits is None: self.notices.append((code, text)); [o(code, text) for o in self.told]
     elif not waits.done() and refusal(code, text, ''): waits.set_result((code, text))
+
+@patch
+def broke(self:Link, source, error):
+    "A listener has failed; whoever drives this link ends with its first failure, which eventkit would only log."
+    self.failure = self.failure or error
 
 @patch
 def _ended(self:Link):
@@ -294,8 +300,9 @@ async def current_time(self:Link, timeout_s:float|None=None) -> datetime: # awar
         if not self.ib.client.isReady(): raise self._gone('the time')
         self.requests += 1
         asked = asyncio.ensure_future(self.ib.reqCurrentTimeAsync())
-        await self.clock.until({asked}, wait_s := timeout_s or self.request_s)
-        if not asked.done(): asked.cancel(); raise self._late('the time', wait_s)
+        try: await self.clock.until({asked}, wait_s := timeout_s or self.request_s)
+        finally: late = not asked.done() and asked.cancel()
+        if late: raise self._late('the time', wait_s)
         try: t = asked.result()
         except ConnectionError as e: raise self._gone('the time') from e
     return t.astimezone(ZoneInfo('UTC'))
