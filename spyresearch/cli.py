@@ -6,7 +6,7 @@
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
            'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Json', 'Members',
            'From', 'To', 'write_json', 'outcome', 'history', 'prepare', 'run', 'evaluate', 'backtest', 'tickets',
-           'live', 'record', 'replay', 'test', 'bench', 'main']
+           'live', 'record', 'replay', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/64_cli.ipynb #46ea9e6f
 import json, sys
@@ -18,7 +18,7 @@ from typing import Annotated, Optional
 import typer
 from typer.exceptions import TyperException
 
-from .core import NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
+from .core import CheckFailed, NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
 
 # %% ../nbs/64_cli.ipynb #6af73ea9
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -239,6 +239,22 @@ def replay(bars: Bars = None, daily: Daily = None, dividends: Dividends = None, 
     given = load_any(tape) if tape else open_tape(s.bars, s.daily or None, s.dividends or None, None, seed, edge, s.sessions, s.chain, s.quotes, s.trades, s.book, s.intraminute)
     at = before_open(given, asof or '') if from_open else parse_asof(asof) if asof else None
     serve(given, port, at, speed_of(speed), Faults.from_json(faults), unit=unit, depth_mode=depth_mode, seed=seed)
+
+# %% ../nbs/64_cli.ipynb #8abb6858
+@app.command()
+def drill(what: Annotated[str, typer.Argument(help='day: a session with faults and a kill, beside the same one without.')], bars: Bars = None, intraminute: Intraminute = '', asof: Asof = None,
+          until: _opt(Optional[str], '--until', 'Stop at HH:MM New York; nothing is sealed then.') = None, keep: _opt(Optional[Path], '--keep', 'An empty folder for both records.') = None,
+          seed: Seed = 7, sessions: Sessions = 130, json_out: Json = None):
+    "The fault drill, on the demo's last session or on real bars."
+    from spyresearch.live.drill import drill as run
+    from spyresearch.live.drill import day_of, table
+    if what != 'day': raise UsageError(f'there is no drill {what!r}', 'one is built: day', 'as spy drill day')
+    source = _source(None, bars, asof=asof, seed=seed, sessions=sessions, intraminute=intraminute or ('simulated' if bars else ''))
+    if keep and keep.exists() and any(keep.iterdir()): raise UsageError(f'{keep} is not empty', 'records of two drills would mix', 'name a new folder')
+    day, end = day_of(source, until)
+    checks = run(source, day, end, keep, say=lambda text: print(text, flush=True))
+    print(table(checks)); write_json(dict(day=str(day), provenance=source.name, checks=[o._asdict() for o in checks]), json_out)
+    if bad := [o.name for o in checks if not o.ok]: raise CheckFailed(f'the drill failed: {bad[0]}', f'{len(bad)} of {len(checks)} checks', 'run it again with --keep to look at the records')
 
 # %% ../nbs/64_cli.ipynb #543e28c9
 @app.command()

@@ -17,16 +17,18 @@ trade = st.tuples(st.just('trade'), st.floats(0, N - .01), px | bad, st.integers
 quote = st.tuples(st.just('quote'), st.floats(0, N - .01), st.sampled_from(['bid', 'ask', 'bid_size', 'ask_size', 'last', 'last_size', 'volume', 'halted', 'data_type']), px | bad | st.integers(0, 4))
 
 def closed(events, grace=2):
-    "The records of a spell, each second closed `grace` seconds after its end; (records, accepted trades, Seconds)."
+    "The records of a spell, each second closed `grace` seconds after its end; (records, trades accepted in time, Seconds)."
     s, out, accepted = Seconds(T), [], []
     for e in sorted(events, key=lambda e: e[1]):
         while s.oldest + 1 + grace <= T + e[1]: out.append(s.close(s.oldest))
         if e[0] == 'quote': s.quote(e[2], e[3], T + e[1]); continue
         _, at, price, size, lag, odd, conditions = e
         second = T + int(at) - lag; n = {k: s.faults[k] for k in ('bad_price', 'bad_size', 'repeated', 'before_start', 'trade_ahead')}
+        late = len(s.late)
         s.trade(price, size, second, T + at, conditions, unreported=odd)
-        if all(s.faults[k] == n[k] for k in n if k != 'trade_ahead'):
-            accepted.append((max(second, s.oldest), price, size, not odd and 'I' not in conditions))
+        if len(s.late) > late: assert s.late[-1] == (second, price, size) and second < s.oldest
+        elif all(s.faults[k] == n[k] for k in n if k != 'trade_ahead'):
+            accepted.append((second, price, size, not odd and 'I' not in conditions))
     while s.oldest < T + N + 3: out.append(s.close(s.oldest))
     return out, pd.DataFrame(accepted, columns=['second', 'px', 'size', 'reported']), s
 
@@ -150,6 +152,6 @@ def test_level_1_alone_gives_the_real_seconds_back(trades_2013):
         got = pd.DataFrame([[o.second, *o.cells[:5]] for o in out.values() if o['status'] == 'data'], columns=['second', 'open', 'high', 'low', 'close', 'volume'])
         want = d[['second', 'open', 'high', 'low', 'close', 'volume']].reset_index(drop=True)
         pd.testing.assert_frame_equal(got.astype(float), want.astype(float))
-        assert len(out) == 23400 and not s.faults and s.late == 0
+        assert len(out) == 23400 and not s.faults and not s.late
         assert sum(o['status'] == 'quiet' for o in out.values()) == 23400 - len(d)
         assert sum(p[2] + p[4] + p[6] for o in out.values() for p in o.prices) == d['volume'].sum()

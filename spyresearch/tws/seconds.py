@@ -87,7 +87,7 @@ AHEAD = 5 # seconds that a trade's time may be ahead of its arrival
 _SAID = ('bid', 'ask', 'bid_size', 'ask_size', 'halted', 'data_type') # forgotten when the stream goes down
 
 class Seconds:
-    "Makes one record a second; `faults` counts bad input by name, `late` the trades whose second was closed already."
+    "Makes one record a second; `faults` counts bad input by name, `late` the trades whose second was closed already, as (second, price, size)."
     def __init__(self,
         start:int, # first second to record, epoch seconds; quotes before it are taken in, trades are not counted
         trades_from:str='tbt', # who tells of trades: tbt, l1, or '' nobody
@@ -96,7 +96,7 @@ class Seconds:
         self.now = dict.fromkeys((*_SAID, 'bid_at', 'ask_at', 'last_at')) | dict(down=False)
         self._past, self._slots, self._books, self._then = {}, {}, {}, self.now.copy()
         self._at, self._book_at, self._px, self._tick, self._volume = 0., None, None, 0, None
-        self.faults, self.late, self._cuts, self.trades_from = Counter(), 0, set(), trades_from
+        self.faults, self.late, self._cuts, self.trades_from = Counter(), [], set(), trades_from
         self.use(trades_from)
 
     px = property(lambda self: self._px) # the last reported price, USD; None before the first
@@ -139,7 +139,6 @@ def _slot_of(self:Seconds, second):
     "The slot a trade belongs to by its server's time; None before the first second."
     if not second <= self._at + AHEAD: self.faults['trade_ahead'] += 1; second = self._at
     if second < self.start: self.faults['before_start'] += 1; return
-    if second < self.oldest: self.late += 1; second = self.oldest
     return self._slot(int(second))
 
 # %% ../../nbs/tws/07_seconds.ipynb #eb03d91c
@@ -244,6 +243,7 @@ def trade(self:Seconds,
     if not _fine(size): self.faults['bad_size'] += 1; return
     if conditions and not REPEATED.isdisjoint(conditions := _letters(conditions)): self.faults['repeated'] += 1; return
     self.now['last_at'] = self._at
+    if self.start <= second < self.oldest: self.late.append((int(second), price, size)); return
     if (slot := self._slot_of(second)) is None: return
     if past_limit: self.faults['past_limit'] += 1
     if self.now['halted']: self.faults['trade_in_halt'] += 1
