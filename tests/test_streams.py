@@ -4,34 +4,39 @@ from collections import Counter
 from copy import copy
 from types import SimpleNamespace
 
+import ib_async
+import ib_insync
 import numpy as np
+import pandas as pd
 import pytest
-from ib_async import Option
 
-from live import ARCA, ISLAND, SPY, at, kept, ns, replay, run
+import live
+from live import A, ARCA, SPY, Official, at, kept, ns, official, replay, run
+from spyresearch.core import provenance_of
+from spyresearch.sessions import minutes
 from spyresearch.tws.book import Book
 from spyresearch.tws.replay import open_tape
-from spyresearch.tws.ticks import levels
+from spyresearch.tws.tape import Tape
 from spyresearch.tws.wire import REQUESTS
 
-A, B = '10:00:00', '10:03:00'   # streams begin and are judged at
+B = '10:03:00'   # streams begin at A and are judged at B
 
 
 @pytest.fixture(scope='module')
-def demo(): return open_tape(days=10)
+def demo(): return live.demo()
 
 
-async def issue_everything(tape):
-    "Every request that ib_async can send, in three minutes of a session; what came of it."
-    g = SimpleNamespace()
-    async with replay(tape, at(A), n=5) as (srv, clock, ib, tbt, arca, island, smart):
+async def issue_everything(tape, lib=ib_async):
+    "Every request that such a client can send, in three minutes of a session; what came of it."
+    g, (SPY, ARCA, ISLAND) = SimpleNamespace(lib=lib), (lib.Stock('SPY', o, 'USD', conId=756733) for o in ('SMART', 'ARCA', 'ISLAND'))
+    async with replay(tape, at(A), n=5, lib=lib) as (srv, clock, ib, tbt, arca, island, smart):
         g.venues = await ib.reqMktDepthExchangesAsync()
         [g.details] = await ib.reqContractDetailsAsync(SPY)
         spy = g.details.contract
         g.heads = [await ib.reqHeadTimeStampAsync(spy, 'TRADES', True, f) for f in (1, 2)]
         g.schedule = await ib.reqHistoricalScheduleAsync(spy, 3)
         g.params = await ib.reqSecDefOptParamsAsync('SPY', '', 'STK', spy.conId)
-        g.options = await ib.reqContractDetailsAsync(Option('SPY', '20251201', 0, 'C', 'SMART'))
+        g.options = await ib.reqContractDetailsAsync(lib.Option('SPY', '20251201', 0, 'C', 'SMART'))
         ib.reqMarketDataType(1)
         g.level1 = ib.reqMktData(spy, '233,375')
         g.ticks = kept(g.level1, 'ticks')['ticks']
@@ -75,6 +80,8 @@ async def issue_the_rest(ib, spy):
     await ib.reqAllOpenOrdersAsync()
     await ib.reqCompletedOrdersAsync(False)
     await ib.reqAccountUpdatesMultiAsync(ib.managedAccounts()[0])
+    await ib.reqAccountSummaryAsync()
+    ib.client.cancelAccountSummary(78)
     ib.reqAutoOpenOrders(True)
     ib.client.reqIds(1)
     ib.client.reqManagedAccts()
@@ -84,8 +91,8 @@ async def issue_the_rest(ib, spy):
     await ib.reqCurrentTimeAsync()
 
 
-@pytest.fixture(scope='module')
-def every(demo): return run(issue_everything(demo))
+@pytest.fixture(scope='module', params=[ib_async, ib_insync], ids=lambda lib: lib.__name__)
+def every(demo, request): return run(issue_everything(demo, request.param))
 
 
 def test_every_request_was_issued_and_none_refused(every):
@@ -126,7 +133,7 @@ def test_trades_of_level_1_are_the_newest_at_each_look(every):
     assert (t.last, t.lastSize, t.rtVolume, t.volume) == (tr.px[n-1], tr.size[n-1], tr.size[day].sum()//100, tr.size[day].sum()//100)
     assert (t.open, t.high, t.low) == (tr.px[0], tr.px[day].max(), tr.px[day].min())
     assert t.vwap == pytest.approx((tr.px*tr.size)[day].sum()/tr.size[day].sum(), abs=1e-7)
-    assert (int(t.rtTime.timestamp()*1000), int(t.lastTimestamp.timestamp())) == (tr.t[n-1]//10**6, tr.t[n-1]//10**9)
+    assert (round(t.rtTime.timestamp()*1000), int(getattr(t, 'lastTimestamp', t.rtTime).timestamp())) == (tr.t[n-1]//10**6, tr.t[n-1]//10**9)
 
 
 def test_what_else_level_1_says(every, demo):
@@ -238,3 +245,210 @@ def test_option_quotes_are_the_listings(every):
         assert (t.bid, t.ask, t.bidSize, t.askSize, t.volume, t.callOpenInterest) == (q.bid, q.ask, q.bid_size, q.ask_size, q.volume, q.open_interest)
         g = t.modelGreeks
         assert (g.impliedVol, g.delta, g.optPrice, g.gamma, g.vega, g.theta, g.undPrice) == (q.greeks.iv, q.greeks.delta, q.greeks.px, q.greeks.gamma, q.greeks.vega, q.greeks.theta, q.greeks.under)
+
+
+# --- the official client: sizes are integers at its version, and its own decoder reads every message
+
+@pytest.fixture(scope='module')
+def thin():
+    "Two minutes of so little volume that the trades drawn are parts of a share."
+    ix = minutes(at(A).date())[29:32]
+    return Tape('thin', 'replay', {('TRADES', '1 min'): pd.DataFrame(dict(open=[600.1, 600.2, 600.], high=600.5, low=599.9, close=[600.2, 600.1, 600.3], volume=[2., 3., 2.]), index=ix)}, drawn=True)
+
+
+def watch_officially(srv, step):
+    "All streams through the official client while two minutes pass; what its callbacks were told."
+    app = Official(srv.port)
+    spy = [official(srv.details.con_id, o) for o in ('SMART', 'ARCA', 'ISLAND')]
+    app.reqMktDepthExchanges()
+    app.reqMktData(1, spy[0], '233', False, False, [])
+    app.reqRealTimeBars(2, spy[0], 5, 'TRADES', True, [])
+    app.reqHistoricalData(3, spy[0], '', '1 D', '1 min', 'TRADES', 1, 2, True, [])
+    for i, kind in enumerate(('Last', 'AllLast', 'BidAsk', 'MidPoint')): app.reqTickByTickData(10 + i, spy[0], kind, 0, False)
+    for i, c in enumerate(spy): app.reqMktDepth(20 + i, c, 10, i == 0, [])
+    app.reqSecDefOptParams(30, 'SPY', '', 'STK', srv.details.con_id)
+    app.settle()
+    step(120)
+    app.settle()
+    for i, what in enumerate(('TRADES', 'BID_ASK', 'MIDPOINT')): app.reqHistoricalTicks(40 + i, spy[0], '', '20251201 10:02:00 US/Eastern', 1000, what, 1, False, [])
+    app.settle()
+    app.reqMktData(50, spy[0], '', True, False, [])
+    app.end()
+    return app
+
+
+async def officially(tape):
+    async with replay(tape, at(A), speed=0, n=0) as (srv, _):
+        loop = asyncio.get_running_loop()
+        step = lambda s: loop.call_soon_threadsafe(srv.command, 'step', dict(seconds=s))
+        app = await asyncio.to_thread(watch_officially, srv, step)
+        return app, srv.sessions.inside(at(A).date()), {type(o.request).__name__ for o in srv.requests}
+
+
+@pytest.fixture(scope='module')
+def official_demo(demo): return run(officially(demo))
+
+
+@pytest.fixture(scope='module')
+def official_thin(thin): return run(officially(thin))
+
+
+def told(app, name, req_id=None): return [a for n, a in app.heard if n == name and (req_id is None or a[0] == req_id)]
+
+
+@pytest.mark.parametrize('which', ['official_demo', 'official_thin'])
+def test_the_official_client_reads_single_ticks_and_depth(which, request):
+    app, x, _ = request.getfixturevalue(which)
+    tr, q, b = x.ticks.trades, x.ticks.quotes, x.ticks.books
+    i, j = slice_of(tr, b='10:02:00'), slice_of(q, b='10:02:00')
+    up = np.ceil
+    trades = list(zip((tr.t[i]//10**9).tolist(), tr.px[i].tolist(), up(tr.size[i]).tolist()))
+    for req_id in (10, 11): assert [(a[2], a[3], a[4]) for a in told(app, 'tickByTickAllLast', req_id)] == trades
+    assert [(a[2], a[3], a[4], a[5]) for a in told(app, 'tickByTickBidAsk', 12)] == list(zip(*(v[j].tolist() for v in (q.bid, q.ask, up(q.bid_size), up(q.ask_size)))))
+    assert {type(a[4]) for a in told(app, 'tickByTickAllLast')} == {int} and len(trades) > 3
+    k = int(np.searchsorted(b.t, ns('10:02:00'))) - 1
+    for req_id in (20, 21, 22):
+        book = Book(10)
+        for a in told(app, 'updateMktDepthL2' if req_id != 21 else 'updateMktDepth', req_id): book.apply(a[1], *(a[3:7] if req_id != 21 else a[2:6]))
+        s = book.snapshot()
+        assert (s.bid_px == b.bid_px[k]).all() and (s.ask_sz == up(b.ask_sz[k])).all() and not book.counts
+
+
+@pytest.mark.parametrize('which', ['official_demo', 'official_thin'])
+def test_the_official_client_reads_level_1_bars_and_the_past(which, request):
+    app, x, _ = request.getfixturevalue(which)
+    tr, q = x.ticks.trades, x.ticks.quotes
+    n, j = x.seen(ns('10:02:00') - 10**9//4), int(np.searchsorted(q.t, ns('10:02:00') - 10**9//4, 'right')) - 1
+    last = {a[1]: a[2] for a in told(app, 'tickPrice', 1)}
+    size = {a[1]: a[2] for a in told(app, 'tickSize', 1)}
+    assert [last[k] for k in (1, 2, 4)] == [q.bid[j], q.ask[j], tr.px[n-1]] and size[5] == np.ceil(tr.size[n-1]) and size[8] == tr.size[:n].sum()//100
+    assert {type(a[2]) for a in told(app, 'tickSize')} == {int} and ('tickGeneric', (1, 49, 0.)) in app.heard and told(app, 'marketDataType', 1) == [(1, 1)]
+    assert told(app, 'tickString', 1)[-1][2].split(';')[0] == str(tr.px[n-1]) and told(app, 'tickReqParams', 1) == [(1, .01, '9c0001', 3)]
+    final = {a[1].date: a[1] for a in told(app, 'historicalDataUpdate', 3)}
+    bar = final[str(ns('10:00:00')//10**9)]
+    row = x.bars.loc['2025-12-01 10:00']
+    assert (bar.open, bar.high, bar.low, bar.close, bar.volume) == (row.open, row.high, row.low, row.close, row.volume)
+    assert sum(a[6] for a in told(app, 'realtimeBar', 2)[-23:]) > 0
+    assert [o.price for o in told(app, 'historicalTicksLast', 40)[0][1]] == tr.px[:np.searchsorted(tr.t, ns('10:02:00'))][-1000:].tolist()
+    assert len(told(app, 'historicalTicksBidAsk', 41)[0][1]) > 3 < len(told(app, 'historicalTicks', 42)[0][1])
+
+
+def test_the_official_client_leaves_no_message_unread(official_demo, official_thin):
+    for (app, _, asked), refused in ((official_demo, []), (official_thin, [(30, 200)])):
+        assert [(a[0], a[1]) for a in told(app, 'error') if a[0] > 0 or a[1] not in (2104, 2106, 2158)] == refused
+        assert asked >= {'TickByTick', 'Depth', 'HistoricalTicks', 'DepthExchanges', 'OptionParams'} and told(app, 'mktDepthExchanges')
+    params = told(official_demo[0], 'securityDefinitionOptionParameter', 30)
+    assert {a[1] for a in params} == {'AMEX', 'CBOE', 'PHLX', 'SMART'} and '20251201' in params[0][5] and told(official_demo[0], 'securityDefinitionOptionParameterEnd', 30)
+
+
+# --- real records
+
+async def walk_the_book(tape, asof, moments, mode):
+    "The client's book and the record's row at some moments, as the whole record goes by."
+    out, book = [], Book(10)
+    async with replay(tape, asof, depth_mode=mode) as (srv, clock, ib):
+        books, dom = srv.sessions.inside(asof.date()).ticks.books, kept(ib.reqMktDepth(ARCA, 10), 'domTicks')['domTicks']
+        for t in moments:
+            await clock.asleep(t - clock.monotonic())
+            for o in dom: book.apply(o.position, o.operation, o.side, o.price, o.size)
+            dom.clear()
+            k, s = int(np.searchsorted(books.t, int(asof.timestamp() + t)*10**9)) - 1, book.snapshot()
+            out += [(mine, true[k]) for mine, true in ((s.bid_px, books.bid_px), (s.bid_sz, books.bid_sz), (s.ask_px, books.ask_px), (s.ask_sz, books.ask_sz))]
+        return out, ib.ear.codes, book.counts, len(books), k
+
+
+@pytest.mark.parametrize('mode', ['shift', 'update'])
+def test_the_real_book_arrives_whole_in_both_modes(shared, mode):
+    tape = open_tape(book=shared('es_book10_20231225.parquet'))
+    assert tape.account == 'REPLAY-es_book10_20231225'
+    moments = np.cumsum(np.random.default_rng(3).integers(60, 300, 9)).tolist() + [1965]
+    pairs, codes, counts, n, last = run(walk_the_book(tape, at('17:55:00', '2023-12-25'), moments, mode))
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in pairs) and codes == [] and not counts['beyond'] and (n, last) == (18483, n - 1)
+
+
+@pytest.fixture(scope='module')
+def seconds(shared): return open_tape(quotes=shared('spy_quotes_1s_2013.parquet'), trades=shared('spy_trades_1s_2013.parquet'))
+
+
+async def watch_seconds(tape):
+    async with replay(tape, at('10:00:00', '2013-10-08')) as (srv, clock, ib):
+        ticks = kept(ib.reqMktData(SPY, '233'), 'ticks')['ticks']
+        ib.reqTickByTickData(SPY, 'AllLast')
+        ib.reqMktDepth(ARCA)
+        ib.reqRealTimeBars(SPY, 5, 'TRADES', True)
+        await clock.asleep(181)
+        return ib.ear, ticks, srv.sessions.inside(at('10:00:00', '2013-10-08').date()).ticks, await ib.reqMktDepthExchangesAsync()
+
+
+def test_real_seconds_of_2013_come_through_level_1(seconds):
+    ear, ticks, t, venues = run(watch_seconds(seconds))
+    trades = {}
+    for f in ear.said(46):
+        if f[3] == '48':
+            px, size, ms, *_ = f[4].split(';')
+            trades.setdefault(int(ms)//1000, []).append((float(px), float(size)))
+    s, first = t.seconds, ns('10:00:00', '2013-10-08')
+    i, j = np.searchsorted(s.t, [first, first + 179*10**9])
+    for k in range(i, j):
+        px, size = zip(*trades[s.t[k]//10**9])
+        assert (px[0], max(px), min(px), px[-1], sum(size)) == (s.open[k], s.high[k], s.low[k], s.close[k], s.volume[k])
+    assert j - i > 150 and set(trades) <= set((s.t//10**9).tolist())
+    q = t.quotes
+    a, b = np.searchsorted(q.t, [first, first + 180*10**9])
+    for kind, px in ((1, q.bid), (2, q.ask)): assert [o.price for o in ticks if o.tickType == kind] == changes(px[a-1:b].tolist())
+    assert sorted(ear.codes) == [354, 420, 10189] and venues == []   # there are no single trades, no book, and no bars from trades
+
+
+async def walk_the_chain(tape):
+    async with replay(tape, at('11:00:00', '2026-07-09')) as (srv, clock, ib):
+        g = SimpleNamespace(params=await ib.reqSecDefOptParamsAsync('SPY', '', 'STK', 756733), details=await ib.reqContractDetailsAsync(ib_async.Option('SPY', '20260709', 750, 'C', 'SMART')))
+        t = ib.reqMktData(g.details[0].contract, '101')
+        await clock.asleep(1)
+        g.before, g.t0 = copy(t), srv.now()
+        times = tape.chain.index.unique()
+        g.next = times[times > g.t0][0]
+        await clock.asleep((g.next - g.t0).total_seconds() + 2)
+        g.after, g.codes, g.account = copy(t), ib.ear.codes, ib.managedAccounts()
+        return g
+
+
+def test_a_real_chain_is_quoted_as_it_was_known(shared):
+    tape = open_tape([shared('spy_1min.parquet')], chain=shared('spy_chain_0-7dte.parquet'))
+    g = run(walk_the_chain(tape))
+    c = tape.chain[(tape.chain['right'] == 'C') & (tape.chain['strike'] == 750) & (tape.chain['expiry'] == at('11:00:00', '2026-07-09').date())]
+    for t, row in ((g.before, c[:g.t0].iloc[-1]), (g.after, c[:g.next].iloc[-1])):
+        assert (t.bid, t.ask, t.last, t.volume, t.callOpenInterest) == (row.bid, row.ask, row['last'], row.volume, row.open_interest)
+        m = t.modelGreeks
+        assert (m.impliedVol, m.delta, m.gamma, m.theta, m.vega, m.undPrice) == (row.iv, row.delta, row.gamma, row.theta, row.vega, row.spot)
+    assert g.before.bid != g.after.bid and {o.exchange for o in g.params} >= {'SMART'} and '20260709' in g.params[0].expirations
+    assert len(g.details) == 1 and g.codes == [] and g.account == ['REPLAY-spy_1min']
+
+
+async def one_session(tape, day, all_kinds):
+    async with replay(tape, at('09:30:00', day), speed=0) as (srv, _, ib):
+        ib.reqTickByTickData(SPY, 'AllLast')
+        if all_kinds:
+            ib.reqMktData(SPY)
+            ib.reqMktDepth(ARCA)
+            ib.reqRealTimeBars(SPY, 5, 'TRADES', True)
+        await ib.reqCurrentTimeAsync()
+        srv.command('step', dict(seconds=23_401))
+        await ib.reqCurrentTimeAsync()
+        past = await ib.reqHistoricalTicksAsync(SPY, at('10:00:00', day), '', 10, 'TRADES', True)
+        return ib.ear, ib.managedAccounts(), past
+
+
+def test_real_minutes_give_drawn_trades_that_make_up_each_bar(shared):
+    tape = open_tape([shared('spy_1min.parquet')], intraminute='simulated')
+    ear, accounts, past = run(one_session(tape, '2026-03-31', False))
+    assert accounts == ['REPLAY-spy_1min+sim'] and provenance_of(accounts[0]) == 'replay:spy_1min+sim' and ear.codes == [] and len(past) == 10
+    t = pd.DataFrame([(int(f[3])//60*60, float(f[4]), float(f[5])) for f in ear.said(99)], columns=['minute', 'px', 'size']).groupby('minute')
+    got = t.agg(open=('px', 'first'), high=('px', 'max'), low=('px', 'min'), close=('px', 'last'), volume=('size', 'sum'))
+    day = tape.bars['TRADES', '1 min'].loc['2026-03-31']
+    assert (got.index == day.index.as_unit('s').asi8).all() and (got.to_numpy() == day[list(got)].to_numpy(float)).all() and len(got) == 390
+
+
+def test_real_minutes_alone_hold_no_stream_and_say_so(shared):
+    tape = open_tape([shared('spy_1min.parquet')])
+    ear, accounts, past = run(one_session(tape, '2026-03-31', True))
+    assert accounts == ['REPLAY-spy_1min'] and past == [] and sorted(ear.codes) == [162, 354, 354, 420, 10189] and not ear.said(1, 2, 12, 13, 99, 50)

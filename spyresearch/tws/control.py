@@ -123,12 +123,21 @@ def hear(self:Control, line:bytes, writer) -> dict:
     try: m = json.loads(line)
     except ValueError: return dict(error='not JSON')
     if not isinstance(m, dict) or not (writer in self.members or secrets.compare_digest(str(m.get('token', '')).encode(), self.token.encode())): return dict(error='token')
-    if 'ack' in m and writer in self.members: self.members[writer] |= m; self.members[writer]['heard'].set(); return dict(ok=m['ack'])
+    if writer in self.members and ('ack' in m or 'next' in m): return self.answer(self.members[writer], m)
     if m.get('do') == 'join': self.members[writer] = dict(ack=None, next=None, sent={}, heard=asyncio.Event())
     try: out = self.srv.command(m.get('do', ''), m)
     except UsageError as e: return dict(error=e.what)
     self.changed.set()
     return out
+
+@patch
+def answer(self:Control, member:dict, m:dict) -> dict:
+    "What a member says of itself."
+    sent, wake = m.get('sent', {}), m.get('next')
+    if not isinstance(sent, dict) or not all(type(o) is int for o in sent.values()) or not isinstance(wake, (int, float, type(None))): return dict(error='sent are numbers of bytes by client id, next is a time')
+    member |= dict(next=wake) | ({} if 'ack' not in m else dict(ack=m['ack'], sent={int(k): n for k, n in sent.items()}))
+    member['heard'].set() if 'ack' in m else self.changed.set()
+    return dict(ok=m.get('ack'))
 
 # %% ../../nbs/tws/05_control.ipynb #c211edd0
 @patch
@@ -138,7 +147,7 @@ async def agree(self:Control, patience_s:float=60.):
         await self.srv.flushed()
         sent = {i: c.sent for i, c in self.srv.clients.items()}
         for w in list(self.members): await self.ask(w, sent, patience_s)
-        await self.srv.heard_all({int(i): n for o in self.members.values() for i, n in o['sent'].items()})
+        await self.srv.heard_all({i: n for o in self.members.values() for i, n in o['sent'].items()})
         await settle()
         await self.srv.flushed()
         if {i: c.sent for i, c in self.srv.clients.items()} == sent: return
@@ -169,6 +178,7 @@ class SlaveClock(StepClock):
     "A clock that follows a replay's control port."
     def __init__(self, at:datetime, speed=0.): # speed: virtual seconds a second, or 'max'
         super().__init__(at); self.real, self.links, self.ended, self.over, self.turned = RealClock(), set(), False, asyncio.Event(), asyncio.Event()
+        self.writer, self.ticking = None, False
         self.turn(at, speed)
 
     def turn(self, at, speed):
@@ -180,7 +190,9 @@ class SlaveClock(StepClock):
     def now(self): return super().now() if self.stepped else self.base + timedelta(seconds=self.speed*(self.real.monotonic() - self.at_real))
     def monotonic(self): return self.elapsed if self.stepped else (self.now() - self.start).total_seconds()
     async def asleep(self, s):
-        if self.stepped: return await super().asleep(s)
+        if self.stepped:
+            asyncio.get_running_loop().call_soon(self.say_next)
+            return await super().asleep(s)
         if s <= 0: return await self.real.asleep(0)
         due = self.monotonic() + s
         while (left := due - self.monotonic()) > 0:   # a turn of the clock may bring the moment nearer
@@ -223,6 +235,7 @@ def detach(self:SlaveClock):
 @patch
 async def tick(self:SlaveClock, m:dict):
     "Take in what was sent, move on, do what there is to do, and say so."
+    self.ticking = True
     await self.caught_up({int(k): n for k, n in m['sent'].items()})
     if not self.stepped: self.turn(datetime.fromtimestamp(m['tick'], UTC), 'max')
     self.advance(datetime.fromtimestamp(m['tick'], UTC))
@@ -230,9 +243,20 @@ async def tick(self:SlaveClock, m:dict):
     for _ in range(20_000):   # real milliseconds; a hold that lasts longer has failed in its own way
         if not self.holds: break
         await self.real.asleep(.001); await settle()
-    due = self.next_due()
     sent = {o.client_id: o.sent_bytes for o in self.links if o.sent_bytes is not None}
-    self.writer.write(json.dumps(dict(ack=m['tick'], sent=sent, next=None if due is None else (self.start + timedelta(seconds=due)).timestamp())).encode() + b'\n')
+    self.report(ack=m['tick'], sent=sent)
+    self.ticking = False
+
+@patch
+def report(self:SlaveClock, **more):
+    "Say when somebody here wants to be woken."
+    due = self.next_due()
+    self.writer.write(json.dumps(more | dict(next=None if due is None else (self.start + timedelta(seconds=due)).timestamp())).encode() + b'\n')
+
+@patch
+def say_next(self:SlaveClock):
+    "Somebody has lain down to sleep between two ticks."
+    if self.writer and not self.ticking and not self.ended: self.report()
 
 @patch
 async def caught_up(self:SlaveClock, sent:dict):

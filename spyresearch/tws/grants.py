@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFUSED', 'NOT_DELAYED', 'DELAYED', 'PARTIAL', 'COMPETING', 'FULL', 'LATE', 'SNAPSHOT', 'GONE', 'SIZES_AT',
-           'market_data', 'tick_by_tick', 'market_depth', 'real_time_bars', 'cancel', 'historical_ticks']
+           'market_data', 'not_the_stock', 'tick_by_tick', 'market_depth', 'real_time_bars', 'cancel',
+           'historical_ticks']
 
 # %% ../../nbs/tws/29_grants.ipynb #2b050c55
 from fastcore.basics import patch
@@ -73,24 +74,30 @@ def market_data(srv, conn, r):
     if found[0].sec_type == 'OPT': return srv.grant(conn, r, Option(srv, conn, r, found[0].con_id, found[0].right), ())
     srv.grant(conn, r, Level1(srv, conn, r), ('quotes', 'trades', 'seconds'))
 
+def not_the_stock(srv, conn, r) -> bool:
+    "Was something else asked for? Then it is refused: there is level 1 of options, and nothing more."
+    if matches(srv.details, r.contract): return False
+    conn.error(r.req_id, *REFUSED[type(r).__name__]) if srv.described(r.contract) else unknown_contract(conn, r)
+    return True
+
 @answers('TickByTick')
 def tick_by_tick(srv, conn, r):
-    "Single trades or quotes of the stock; of options there are none."
-    if not matches(srv.details, r.contract): return unknown_contract(conn, r)
+    "Single trades or quotes of the stock."
+    if not_the_stock(srv, conn, r): return
     if r.type not in say.TBT: return conn.error(r.req_id, 321, f"Error validating request.-'bM' : cause - Invalid tick type {r.type}")
     srv.grant(conn, r, TickByTick(srv, conn, r), ('trades',) if 'Last' in r.type else ('quotes',))
 
 @answers('Depth')
 def market_depth(srv, conn, r):
     "A book of the stock."
-    if not matches(srv.details, r.contract): return unknown_contract(conn, r)
+    if not_the_stock(srv, conn, r): return
     if not r.smart and r.contract.exchange not in DEEP: return conn.error(r.req_id, 10092, 'Deep market data is not supported for this combination of security type/exchange')
     srv.grant(conn, r, Depth(srv, conn, r), ('books',))
 
 @answers('RealTimeBars')
 def real_time_bars(srv, conn, r):
     "Bars of five seconds."
-    if not matches(srv.details, r.contract): return unknown_contract(conn, r)
+    if not_the_stock(srv, conn, r): return
     if r.what != 'TRADES': return conn.error(r.req_id, 321, f"Error validating request.-'bO' : cause - {r.what} is not on this tape")
     srv.grant(conn, r, FiveSeconds(srv, conn, r), ('trades',))
 
@@ -108,7 +115,7 @@ def cancel(srv, conn, r):
 def historical_ticks(srv, conn, r):
     "Up to a thousand ticks after a start, or before an end."
     kind = dict(TRADES='trades', BID_ASK='quotes', MIDPOINT='quotes').get(r.what)
-    if not matches(srv.details, r.contract): return unknown_contract(conn, r)
+    if not_the_stock(srv, conn, r): return
     try: a, b = (parse_end(o, srv.now()).value if o else None for o in (r.start, r.end))
     except UsageError as e: return conn.error(r.req_id, 321, f"Error validating request.-'cB' : cause - {e.what}")
     if not kind or (a is None) == (b is None) or not 1 <= r.n <= 1000: return conn.error(r.req_id, 321, "Error validating request.-'cB' : cause - one of start and end, 1 to 1000 ticks, TRADES, BID_ASK or MIDPOINT")

@@ -15,8 +15,8 @@ from .wire import frame, pack
 
 # %% ../../nbs/tws/10_messages.ipynb #7edabfcd
 def spell(v) -> str:
-    "A number as TWS writes it: whole ones without a point."
-    return str(int(v)) if v == int(v) else repr(float(v))
+    "A number as TWS writes it: whole ones without a point; one that is not known is nan."
+    return str(int(v)) if v == v and v == int(v) else repr(float(v))
 
 def tick_price(req_id:int, kind:int, px:float, size:float, mask:int=0) -> bytes: # kind: 1 bid, 2 ask, 4 last ...; mask: 1 can auto-execute, 2 past limit, 4 pre-open
     "A price and the size that belongs to it."

@@ -162,7 +162,7 @@ REPLIES = dict(
     ManagedAccounts=lambda srv, r: wire.managed_accounts([srv.tape.account]), NextIds=lambda srv, r: wire.next_valid_id(1),
     Positions=lambda srv, r: wire.positions_end(), Executions=lambda srv, r: wire.executions_end(r.req_id),
     AccountUpdates=lambda srv, r: wire.account_end(r.account or srv.tape.account) if r.subscribe else b'',
-    AccountSummary=lambda srv, r: wire.account_summary_end(r.req_id),
+    AccountSummary=lambda srv, r: wire.account_summary_end(r.req_id), # ib_async asks for it after each 1102
     AccountUpdatesMulti=lambda srv, r: wire.account_multi_end(r.req_id), CurrentTime=lambda srv, r: wire.current_time(int(srv.now().timestamp())),
     DepthExchanges=lambda srv, r: wire.depth_exchanges([(o, 'STK', '', 'Deep2' if o in MAKERS else 'Deep', 1) for o in DEEP] if srv.sessions.holds('books') else []))
 for name,reply in REPLIES.items(): answers(name)(lambda srv, conn, r, reply=reply: conn.send(reply(srv, r)))
@@ -170,7 +170,7 @@ for name,reply in REPLIES.items(): answers(name)(lambda srv, conn, r, reply=repl
 @answers('MarketDataType')
 def market_data_type(srv, conn, r): "No reply; it colours what is subscribed later."; conn.data_type = r.type
 
-@answers('LogLevel', 'AutoOpenOrders', 'CancelPositions', 'CancelAccountUpdatesMulti', 'CancelAccountSummary')
+@answers('LogLevel', 'AutoOpenOrders', 'CancelPositions', 'CancelAccountSummary', 'CancelAccountUpdatesMulti')
 def noted(srv, conn, r): "These have no reply."
 
 # %% ../../nbs/tws/19_server.ipynb #c202ef94
@@ -242,7 +242,7 @@ def strike(self:ReplayServer, m:Mishap, at:datetime):
     if m.do == 'say': [o.conn.error(o.id, m.code, m.text) for o in subs] if m.on else [c.error(-1, m.code, m.text) for c in self.clients.values()]
     elif m.do == 'mute': self.mutes.append((m.on, until)); [setattr(o, 'silent_until', until) for o in subs]
     elif m.do == 'dead': [setattr(o, 'dead', True) for o in subs]
-    elif m.do == 'freeze': self.thaw = self.clock.monotonic() + self.own_s(m.for_s)
+    elif m.do == 'freeze': self.thaw = self.clock.monotonic() + self.own_s((at - self.now()).total_seconds() + m.for_s)
     elif m.do == 'reset': [self._reset(o) for o in self.live('depth')]
     elif m.do == 'halt': self.halts.append((t, until)); [self._halt(o) for o in self.live('depth')]
     else: self._hang_up(m, at)
@@ -273,10 +273,10 @@ async def run_on(self:ReplayServer):
 
 @patch
 def next_moment(self:ReplayServer) -> datetime|None: # None: nothing to wait for
-    "Where time goes next."
+    "Where time goes next. What goes wrong at a moment strikes when everybody is at that moment, not a second before."
     now, live = self.now(), self.live()
     wakes = [o for o in (self.control and self.control.next_wake(), self._next_late()) if o]
-    if self.down_until and self.down_until > now: wakes.append(self.down_until)
+    if self.down_until and self.down_until > now and not (self.control and self.control.members): wakes.append(self.down_until)
     x = self.sessions.now(t := self.now_ns()) if live else None
     if x and x.open <= t < x.close + 2*NS + max(o.late for o in live): return now.replace(microsecond=0) + timedelta(seconds=1)
     if live and now < self.whole.end: wakes.append(self.next_open())
@@ -301,10 +301,16 @@ async def step_on(self:ReplayServer):
             await self._news()
             if self.control and self.control.members: await self.control.agree()
             continue
-        self.release(to); self.clock.advance(to)
-        await settle()
-        if self.control and self.control.members: await self.control.agree()
-        else: await self.flushed()
+        self.pump(to); self.clock.advance(to)
+        await self.rest()
+        if any(t <= to for t, _ in self.pending): self.release(to); await self.rest()
+
+@patch
+async def rest(self:ReplayServer):
+    "Let everybody take in what was said, and finish with this moment."
+    await settle()
+    if self.control and self.control.members: await self.control.agree()
+    else: await self.flushed()
 
 @patch
 async def _news(self:ReplayServer):
@@ -330,7 +336,7 @@ async def heard_all(self:ReplayServer, sent:dict): # client id -> bytes
 @patch
 def command(self:ReplayServer, do:str, m:dict) -> dict:
     "What a line on the control port brings about."
-    if do in ('clock', 'join'): return dict(now=self.now().timestamp(), speed=self.speed)
+    if do in ('clock', 'join'): return dict(now=self.now().timestamp(), speed=self.speed, members=len(self.control.members) if self.control else 0)
     if do == 'fault': self.strike(read_mishap(dict(at='00:00:00') | _dict(m.get('event'))), self.now())
     elif do == 'speed': self._turn(_number(m, 'value'), self.now())
     elif do == 'step': self._move(self.now() + timedelta(seconds=_number(dict(seconds=1) | m, 'seconds')))

@@ -131,7 +131,7 @@ class Sub:
 
     def pull(self, to:int) -> list: # (ns, bytes)
         "What has happened up to `to`."
-        a, self.at = self.at, to
+        a, self.at = self.at, max(self.at, to)
         if self.dead or to <= self.silent_until or to <= a: return []
         a, b = max(a, self.silent_until) - self.late, to - self.late
         return [(t + self.late, m) for x in self.srv.sessions.between(a, b) for t, m in self.events(x, a, b)]
@@ -353,8 +353,8 @@ def sides(self:Option, q) -> list:
     out = []
     for price, size, px, n in ((1, 0, q.bid, q.bid_size), (2, 3, q.ask, q.ask_size), (4, 5, q.last, 0.)):
         if px != px: px, n = -1., 0.
-        if px < 0 and price == 4 or not self.new(price, (px, n if n == n else 0.)): continue
-        out.append(say.tick_price(self.id, self.n(price), px, n if n == n else 0.))
+        if px < 0 and price == 4 or not self.new(price, (px, n if n == n else None)): continue
+        out.append(say.tick_price(self.id, self.n(price), px, n if n == n or self.amount is float else 0.))
         if price != 4 and n == n: out.append(say.tick_size(self.id, self.n(size), n))
     return out
 
