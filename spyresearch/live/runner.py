@@ -83,6 +83,7 @@ async def run(self:Runner,
             if until and wake >= until: return
             if self.clock.now() < wake: self.line(f'asleep until {wake:%a %Y-%m-%d %H:%M}'); await self.nap(wake)
             if self.clock_ended(): return
+            self.left_open(day)
             await self.history(session(day).open.to_pydatetime())
             await self.session(day, until)
             if until and self.clock.now() >= until: return
@@ -100,6 +101,15 @@ async def nap(self:Runner, until:datetime):
         await self.clock.until(waits, min(left, 3600.)) if waits else await self.clock.asleep(min(left, 60.))
         [o.cancel() for o in waits]
 
+# %% ../../nbs/live/51_runner.ipynb #2df2b3df
+@patch
+def left_open(self:Runner, day):
+    "End the records of earlier sessions."
+    feed = Feed(self.link, self.store, self.venue)
+    for d in [o for o in feed.log.on_disk() if o < day and feed.log.is_open(o)]:
+        feed.begin(d); feed.seal()
+        self.line(f"{d} was left open; {feed.counts['absent']:,} seconds of it are not known, and it is sealed now")
+
 # %% ../../nbs/live/51_runner.ipynb #8d3e319d
 @patch
 async def history(self:Runner, opens:datetime):
@@ -108,8 +118,8 @@ async def history(self:Runner, opens:datetime):
         try:
             self.line(str(await self.fetch(self.days)).split('\n')[0]); break
         except FeedError as e: self.line(f'no history yet: {e.what}')
-        if self.clock.now() + timedelta(seconds=wait_s) > opens: break
-        await self.clock.asleep(wait_s)
+        if self.clock.now() + timedelta(seconds=wait_s) > opens or self.clock_ended(): break
+        await self.nap(self.clock.now() + timedelta(seconds=wait_s))
     if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
 
 @patch
@@ -122,17 +132,18 @@ async def fetch(self:Runner, days):
 async def session(self:Runner, day, until:datetime|None=None):
     "From before the open to the close."
     self.feed, self.today = Feed(self.link, self.store, self.venue), Today(self.store, day)
+    self.today.write()
     self.feed.minuteEvent += self.minute
     self.feed.stateEvent += self.state
-    tasks = [asyncio.ensure_future(self.feed.run(day))]
-    if self.with_chain: tasks.append(asyncio.ensure_future(self.options(day)))
-    if until: tasks.append(asyncio.ensure_future(self.nap(until)))
+    ends = [asyncio.ensure_future(self.feed.run(day)), *([asyncio.ensure_future(self.nap(until))] if until else []), *([asyncio.ensure_future(self.clock.over.wait())] if hasattr(self.clock, 'over') else [])]
+    beside = [asyncio.ensure_future(self.options(day))] if self.with_chain else []
     try:
-        await asyncio.wait([tasks[0], *tasks[2 if self.with_chain else 1:]], return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done(): self.reports.append(tasks[0].result())
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if ends[0].done(): self.reports.append(ends[0].result())
+        elif self.clock_ended(): raise FeedError(f'the replay at {self.link.at} is gone', 'its time does not go on', 'start it again, then run again; what was recorded is kept')
     finally:
-        for t in tasks: t.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for t in ends + beside: t.cancel()
+        await asyncio.gather(*ends, *beside, return_exceptions=True)
         self.today.write()
 
 @patch
@@ -146,7 +157,7 @@ def minute(self:Runner, m):
 def write(self:Runner):
     "Bring today's file up to date; an error must stop the run and not be lost in a callback."
     try: self.today.write()
-    except DataError as e: self.link.failure = e
+    except Exception as e: self.link.broke(self, e)
 
 @patch
 def how(self:Runner, m) -> str:
@@ -166,11 +177,14 @@ def state(self:Runner, s):
 # %% ../../nbs/live/51_runner.ipynb #165caaad
 @patch
 async def options(self:Runner, day):
-    "Record the chain from the open to a quarter of an hour after the close."
+    "Record the chain from the open to the close."
     self.chain = Chain(self.link, self.store.root/'original_data'/'chain', day, self.spot, provenance=self.store.provenance)
     self.chain.told.append(lambda state, reason: self.feed.told('options', state, reason))
-    while not self.link.connected or self.clock.now() < session(day).open: await self.clock.asleep(1.)
-    await self.chain.run(session(day).close.to_pydatetime())
+    while True:
+        while not self.link.connected or self.clock.now() < session(day).open: await self.clock.asleep(1.)
+        try: return await self.chain.run(session(day).close.to_pydatetime())
+        except DataError as e: return self.link.broke(self, e) # a full disk is everybody's
+        except Exception as e: self.line(f'options failed, and are begun again in a minute: {e!r}'); await self.clock.asleep(60.)
 
 @patch
 def spot(self:Runner) -> float|None:

@@ -38,8 +38,18 @@ class Today:
         past = store.raw_frame([d for d in context(day, self.stream.depth)[:-1] if d in have])
         if len(past): self.stream.start(past)
         self.stream.open(day)
+        self.recall()
 
 # %% ../../nbs/live/50_today.ipynb #2a664104
+@patch
+def recall(self:Today):
+    "Take the raw minutes of this day that are on the disk."
+    f = self.store.original
+    if not f.file(self.day).exists() or f.reason(self.day): return
+    for t, row in f.frame([self.day]).iterrows():
+        known = {k: None if v != v else v for k, v in row.items()}
+        self.take(Minute(int(t.timestamp()), *(known[o] for o in RAW_COLUMNS[:7]), False, {k: known[k] for k in RAW_COLUMNS[7:] if known[k] is not None} or None))
+
 @patch
 def take(self:Today, m:Minute):
     "A minute's bar; an API's bar is never replaced by the feed's own."

@@ -162,7 +162,7 @@ def quote(self:Feed, at:float) -> Quote: "The quote as it stands."; return Quote
 @patch
 def _volume(self:Feed, raw, at):
     "The day's volume, in whatever unit."
-    if 0 <= raw < inf: self.raw_volume = raw
+    if 0 <= raw < inf: self.raw_volume, self.raw_at = raw, raw if at < self.open else self.raw_at
     if unit := self.units['level1'].unit: self.seconds.quote('volume', raw*unit, at)
 
 @patch
@@ -383,7 +383,7 @@ async def until(self:Feed, at:float) -> float: # epoch seconds, before and after
 @patch
 def report(self:Feed) -> dict:
     "Counts of the day."
-    return dict(day=str(self.day), seconds={k: v for k, v in self.counts.items() if k != 'late trades'}, late_trades=self.counts['late trades'], faults=dict(self.seconds.faults), garbled=dict(self.supervisor.garbled), book=dict(self.book.counts), drops=self.supervisor.drops,
+    return dict(day=str(self.day), seconds={k: v for k, v in self.counts.items() if k != 'late trades'}, late_trades=self.counts['late trades'], faults=dict(self.seconds.faults), garbled=dict(+self.supervisor.garbled), book=dict(self.book.counts), drops=self.supervisor.drops,
                 minutes_own=len(self.own), minutes_api=len(self.minutes.final), odd_bars=self.minutes.odd, unit=self.units['level1'].unit, dropped_by_listeners=self.audience.dropped)
 
 # %% ../../nbs/tws/36_feed.ipynb #2d0e69db

@@ -39,6 +39,7 @@ class Minutes:
 
     def bar(self, row:tuple) -> list:
         "One update; the bar before it is final."
+        if self.newest and row[0] < self.newest[0]: return self.end(row, True) # a correction
         old, self.newest = self.newest, row
         return self.end(old, True) if old and old[0] < row[0] else []
 
