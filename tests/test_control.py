@@ -105,6 +105,24 @@ def test_closed_hours_are_skipped(demo):
     assert all(ns('12:59:00', '2025-11-28') <= t*10**9 < ns('13:00:00', '2025-11-28') or ns('09:30:00') <= t*10**9 < ns('09:30:05') for t in last)
 
 
+def test_what_goes_wrong_at_night_goes_wrong_at_its_hour(tape):
+    async def go():
+        faults = script(dict(do='down', at='2025-12-01T20:00:00.5', for_s=600))
+        async with replay(tape, at('15:59:50'), faults=faults) as (srv, clock, ib):
+            subscribe(ib)
+            gone = asyncio.ensure_future(asyncio.wait_for(ib.disconnectedEvent, 30))
+            morning = asyncio.ensure_future(clock.asleep((at('09:25:00', '2025-12-02') - at('15:59:50')).total_seconds()))
+            await gone
+            left = clock.now()
+            await clock.asleep(601)
+            with clock.hold(): late = await join(srv, clock, 2)
+            back = await late.reqCurrentTimeAsync()
+            await morning
+            late.disconnect()
+            return left, back, clock.now()
+    assert run(go()) == (at('20:00:00') + timedelta(seconds=.5), at('20:10:01'), at('09:25:00', '2025-12-02'))
+
+
 def test_time_ends_with_the_tape(tape):
     async def go():
         async with replay(tape, at('15:59:58', '2025-12-05')) as (srv, clock, ib):

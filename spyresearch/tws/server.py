@@ -278,9 +278,10 @@ def next_moment(self:ReplayServer) -> datetime|None: # None: nothing to wait for
     wakes = [o for o in (self.control and self.control.next_wake(), self._next_late()) if o]
     if self.down_until and self.down_until > now and not (self.control and self.control.members): wakes.append(self.down_until)
     x = self.sessions.now(t := self.now_ns()) if live else None
-    if x and x.open <= t < x.close + 2*NS + max(o.late for o in live): return now.replace(microsecond=0) + timedelta(seconds=1)
-    if live and now < self.whole.end: wakes.append(self.next_open())
-    return max(min(wakes), now) if wakes and min(wakes) < self.whole.end + timedelta(days=1) else None
+    if x and x.open <= t < x.close + 2*NS + max(o.late for o in live): wakes = [now.replace(microsecond=0) + timedelta(seconds=1)]
+    elif live and now < self.whole.end: wakes.append(self.next_open())
+    if not wakes or min(wakes) >= self.whole.end + timedelta(days=1): return None
+    return max(min(wakes + [t for t, _ in self.pending if t > now]), now)
 
 @patch
 def _next_late(self:ReplayServer):

@@ -204,8 +204,8 @@ def prints(self:Level1, x, t) -> list:
     self.print, i, out = (x.day, n), n - 1, []
     out += self._pair(4, 5, float(x.px[i]), self.amount(x.size[i])) + self._extremes(x, i)
     out.append(say.tick_size(self.id, self.n(8), float(x.volume[i]//self.unit)))
+    if (sec := str(x.t[i]//NS)) != self.told.get(45): self.told[45] = sec; out.append(say.tick_string(self.id, 88 if self.late else 45, sec))
     if self.late: return out
-    if (sec := str(x.t[i]//NS)) != self.told.get(45): self.told[45] = sec; out.append(say.tick_string(self.id, 45, sec))
     vwap = x.value[i]/x.volume[i] if x.volume[i] else x.px[i]
     text = say.rt_volume(float(x.px[i]), float(x.size[i]), int(x.t[i]//10**6), float(x.volume[i]//self.unit), float(vwap), n - since == 1)
     return out + [say.tick_string(self.id, kind, text) for g, kind in (('233', 48), ('375', 77)) if g in self.generic]
