@@ -213,12 +213,11 @@ def bench_second(n):
     from spyresearch.tws.seconds import Seconds
     ours, theirs, T = [], [], 1_774_963_800
     for _ in range(n):
-        feed, a, b = Seconds(T), [], []
-        for k, (trades, bids) in enumerate(busy_seconds()):
-            s, r = timed(partial(_record, feed, T + k, trades, bids), 1); a += s
-            s, (ohlc, by_price) = timed(partial(_by_pandas, trades), 1); b += s
-            same([r['open'], r['high'], r['low'], r['close']], ohlc, 0); same([p[2] + p[4] + p[6] for p in r.prices], by_price['sum'], 0)
-        ours.append(float(np.quantile(a, .99))); theirs.append(float(np.quantile(b, .99)))
+        feed, made = Seconds(T), busy_seconds()
+        a = [timed(partial(_record, feed, T + k, *o), 1) for k, o in enumerate(made)]
+        b = [timed(partial(_by_pandas, o[0]), 1) for o in made]
+        for (_, r), (_, (ohlc, by_price)) in zip(a, b): same([r['open'], r['high'], r['low'], r['close']], ohlc, 0); same([p[2] + p[4] + p[6] for p in r.prices], by_price['sum'], 0)
+        for out, o in ((ours, a), (theirs, b)): out.append(float(np.quantile([s for (s,), _ in o], .99)))
     yield row('second', "a second's record: 200 trades, 20 quotes, a book; 99th percentile", ours, 'pandas groupby of the same trades alone, 99th percentile', theirs, .002)
 
 # %% ../nbs/63_bench.ipynb #cfc101b5

@@ -170,7 +170,7 @@ def how(self:Runner, m) -> str:
 @patch
 def state(self:Runner, s):
     "States worth a line; a stream that is up is none."
-    if s.name not in ('up', 'connecting') or s.what == 'link': self.line(f'{s.what} {s.name}' + (f': {s.reason}' if s.reason else ''))
+    if s.reason != 'stopped' and (s.name not in ('up', 'connecting') or s.what == 'link'): self.line(f'{s.what} {s.name}' + (f': {s.reason}' if s.reason else ''))
     if self.chain and s.what == 'link' and s.name in ('down', 'lost'): self.chain.down(s.reason)
     if self.chain and s.what == 'link' and s.name == 'up': self.chain.up()
 
@@ -179,10 +179,11 @@ def state(self:Runner, s):
 async def options(self:Runner, day):
     "Record the chain from the open to the close."
     self.chain = Chain(self.link, self.store.root/'original_data'/'chain', day, self.spot, provenance=self.store.provenance)
+    if self.chain.torn: self.feed.told('options', 'torn', f'a line that broke off was cut: {self.chain.torn[:60]!r}')
     self.chain.told.append(lambda state, reason: self.feed.told('options', state, reason))
     while True:
         while not self.link.connected or self.clock.now() < session(day).open: await self.clock.asleep(1.)
-        try: return await self.chain.run(session(day).close.to_pydatetime())
+        try: await self.chain.run(session(day).close.to_pydatetime()); return await self.chain.close()
         except DataError as e: return self.link.broke(self, e) # a full disk is everybody's
         except Exception as e: self.line(f'options failed, and are begun again in a minute: {e!r}'); await self.clock.asleep(60.)
 

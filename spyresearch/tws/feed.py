@@ -161,7 +161,8 @@ def quote(self:Feed, at:float) -> Quote: "The quote as it stands."; return Quote
 
 @patch
 def _volume(self:Feed, raw, at):
-    "The day's volume, in whatever unit."
+    "The day's volume, in whatever unit; a delayed one belongs to no second of now, and measures no minute."
+    if self.seconds.now['data_type'] in (3, 4): return
     if 0 <= raw < inf: self.raw_volume, self.raw_at = raw, raw if at < self.open else self.raw_at
     if unit := self.units['level1'].unit: self.seconds.quote('volume', raw*unit, at)
 
@@ -201,10 +202,24 @@ def wants(self:Feed) -> list: # of `Want`
     "The streams of a session."
     def want(name, make, hear, asked=lambda: None, down=lambda state, reason: None): return Want(name, make, hear, self.deadlines[name], asked, down)
     at = lambda: self.clock.now().timestamp()
-    return [want('level1', self.link.level1, self.hear_level1, lambda: self.seconds.up(at()), lambda state, reason: self.seconds.down(at())),
+    return [want('level1', self.level1, self.hear_level1, lambda: self.seconds.up(at()), lambda state, reason: self.without_level1(state, at())),
             want('ticks', self.link.ticks, self.hear_ticks, lambda: 'ticks' in self.denied or self.seconds.use('tbt', at()), lambda state, reason: self.without_ticks(state, at())),
             want('depth', lambda hear: self.link.depth(hear, venue=self.venue), self.hear_depth, lambda: self.book.reset('asked for', self.clock.monotonic()), lambda state, reason: self.book.reset(reason, self.clock.monotonic())),
             want('minutes', self.link.minutes, self.hear_minutes)]
+
+@patch
+def level1(self:Feed, hear):
+    "Level 1: live, or delayed where the account has no live quotes."
+    if 'level1' in self.denied: self.link.ib.client.reqMarketDataType(3)
+    return self.link.level1(hear)
+
+@patch
+def without_level1(self:Feed, state:str, at:float):
+    "Level 1 is gone. Where the account may not have it, delayed quotes are better than none: they are marked, and nothing is decided on them."
+    self.seconds.down(at)
+    if state == 'denied' and 'level1' not in self.denied:
+        self.denied.add('level1')
+        for w in self.supervisor.wants: w.again_at = self.clock.monotonic() if w.name == 'level1' else w.again_at
 
 @patch
 def without_ticks(self:Feed, state:str, at:float):

@@ -200,7 +200,7 @@ def refused(self:Supervisor, w:Want, sub:Subscription, code:int, text:str):
     if code == RESET: w.hear('reset', text); self.say(w.name, 'reset', f'{code}: {text}')
     if code in HEARD or code == RESET: return
     name, wait_s = ('denied', 900.) if code in DENIED else ('full', 300.) if code in FULL else ('competing', 60.) if code == COMPETING else ('down', None)
-    self.lose(w, f'{code}: {text}', name); self.retry(w, wait_s)
+    self.retry(w, wait_s); self.lose(w, f'{code}: {text}', name) # in this order: who is told may want it sooner
 
 # %% ../../nbs/tws/32_supervisor.ipynb #45b4f56c
 BROKEN, MENDED = {2103: 2104, 2105: 2106, 2157: 2158}, {2104, 2106, 2158}
