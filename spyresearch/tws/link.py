@@ -207,7 +207,7 @@ async def _try(self:Link, client_id):
     lib = _supported(); ib = lib.IB(); watch = _Watch(ib)
     task = asyncio.ensure_future(ib.connectAsync(self.host, self.port, client_id, self.deadline_s, readonly=True, fetchFields=lib.StartupFetchNONE))
     try: await asyncio.wait({task, watch.over}, return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError: task.cancel(); ib.disconnect(); raise
+    except asyncio.CancelledError: task.cancel(); ib.client.disconnect(); raise
     if task.done() and not task.exception(): self.ib = ib; return True
     closed = not task.done()   # the server ended it, not our deadline
     task.cancel(); error, = await asyncio.gather(task, return_exceptions=True)
