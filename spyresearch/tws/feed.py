@@ -25,7 +25,7 @@ from ..store import Store
 from .audience import Audience
 from .book import Book
 from .link import Link, NoData
-from .minutes import Minute, Minutes, Unit, differences, minute_of, provisional
+from .minutes import LIVE, Minute, Minutes, Unit, differences, minute_of, provisional
 from .seconds import COLUMNS, TEXT, TRADE_COLUMNS, Second, Seconds, absent, records
 from .supervisor import State, Supervisor, Want
 
@@ -93,7 +93,7 @@ def begin(self:Feed, day:date):
     self.units = dict(level1=Unit('the volume of level 1'), trades=Unit('the size of a trade'))
     self.raw_volume, self.raw_at, self.l1_seconds, self.denied, self.counts, self.depth_at = None, None, set(), set(), Counter(), None
     self.beside, self.lacks, self.completing, self.holed = {}, set(self.store.lacks), None, set() # holed: minutes of which something came too late
-    self.latest, self.owed, self.summed, self.level1_at = {}, 0, False, 0. # minutes as told last; how many lack what belongs beside them
+    self.latest, self.owed, self.summed, self.level1_at, self.timed = {}, 0, False, 0., False # minutes as told last; how many lack what belongs beside them
     self.seconds.down(now)
     self._recall(); self._absent(done, first)
     self.supervisor = Supervisor(self.link, self.wants(), self.watched)
@@ -148,23 +148,31 @@ QUOTED = ('bid', 'ask', 'bid_size', 'ask_size', 'last', 'last_size', 'halted', '
 def hear_level1(self:Feed, word, *values):
     "One update of level 1."
     at = self.clock.now().timestamp(); self.level1_at = self.clock.monotonic()
+    if self.timed and word in ('last', 'volume'): return
     if word in QUOTED:
         self.seconds.quote(word, values[0], at)
         if word == 'data_type' and values[0] != 1: self.refuse_signals(values[0])
         if word in ('bid', 'ask') and len(self.quoteEvent): self.quoteEvent.emit(self.quote(at))
-    elif word == 'rt_volume': self.l1_seconds.add(values[0].at_ms//1000); self._volume(values[0].total, at)
+    elif word == 'rt_volume': self.hear_timed(values[0], at)
     elif word == 'last_time': self.l1_seconds.add(values[0])
     elif word == 'volume': self._volume(values[0], at)
+
+@patch
+def hear_timed(self:Feed, v, at):
+    "A trade of level 1 with its time: where there are such, they tell of last price and volume, each a quarter of a second late otherwise."
+    second, self.timed = v.at_ms//1000, True
+    self.l1_seconds.add(second)
+    self.seconds.quote('last', v.px, at, second); self._volume(v.total, at, second)
 
 @patch
 def quote(self:Feed, at:float) -> Quote: "The quote as it stands."; return Quote(at, *(self.seconds.now[k] for k in ('bid', 'ask', 'bid_size', 'ask_size')))
 
 @patch
-def _volume(self:Feed, raw, at):
+def _volume(self:Feed, raw, at, second=None):
     "The day's volume, in whatever unit; a delayed one belongs to no second of now, and measures no minute."
     if self.seconds.now['data_type'] in (3, 4): return
     if 0 <= raw < inf: self.raw_volume, self.raw_at = raw, raw if at < self.open else self.raw_at
-    if unit := self.units['level1'].unit: self.seconds.quote('volume', raw*unit, at)
+    if unit := self.units['level1'].unit: self.seconds.quote('volume', raw*unit, at, second)
 
 @patch
 def refuse_signals(self:Feed, kind):
@@ -202,7 +210,7 @@ def wants(self:Feed) -> list: # of `Want`
     "The streams of a session."
     def want(name, make, hear, asked=lambda: None, down=lambda state, reason: None): return Want(name, make, hear, self.deadlines[name], asked, down)
     at = lambda: self.clock.now().timestamp()
-    return [want('level1', self.level1, self.hear_level1, lambda: self.seconds.up(at()), lambda state, reason: self.without_level1(state, at())),
+    return [want('level1', self.level1, self.hear_level1, lambda: self.with_level1(at()), lambda state, reason: self.without_level1(state, at())),
             want('ticks', self.link.ticks, self.hear_ticks, lambda: 'ticks' in self.denied or self.seconds.use('tbt', at()), lambda state, reason: self.without_ticks(state, at())),
             want('depth', lambda hear: self.link.depth(hear, venue=self.venue), self.hear_depth, lambda: self.book.reset('asked for', self.clock.monotonic()), lambda state, reason: self.book.reset(reason, self.clock.monotonic())),
             want('minutes', self.link.minutes, self.hear_minutes)]
@@ -220,6 +228,9 @@ def without_level1(self:Feed, state:str, at:float):
     if state == 'denied' and 'level1' not in self.denied:
         self.denied.add('level1')
         for w in self.supervisor.wants: w.again_at = self.clock.monotonic() if w.name == 'level1' else w.again_at
+
+@patch
+def with_level1(self:Feed, at:float): "Level 1 is asked for; whether its trades have times is not known yet."; self.timed = False; self.seconds.up(at)
 
 @patch
 def without_ticks(self:Feed, state:str, at:float):
@@ -280,7 +291,7 @@ def minute_over(self:Feed, start:int):
     m, seconds, self.sixty = None if start in self.holed else provisional(start, self.sixty), self.sixty, []
     now, before = self.raw_volume, self.raw_at
     self.raw_at = now
-    whole = before is not None and now is not None and len(seconds) == 60 and all(o['status'] in ('data', 'quiet') for o in seconds)
+    whole = before is not None and now is not None and len(seconds) == 60 and all(o['status'] in ('data', 'quiet') and o['data_type'] in LIVE for o in seconds)
     if whole: self.measured[start] = now - before, m.volume if m and seconds[0]['trades_from'] == 'tbt' else None
     if m:
         self.own[start] = m

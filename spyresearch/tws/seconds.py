@@ -202,11 +202,14 @@ def quote(self:Seconds,
     field:str, # bid, ask, bid_size, ask_size, last, last_size, volume (of the day so far), halted or data_type
     value, # USD, shares or TWS's number
     at:float, # when it arrived, epoch seconds
+    second:int|None=None, # of a last price or a volume: when it was traded, where level 1 says so, epoch seconds
 ):
     "Take in one level-1 update."
     take = _TAKE.get(field)
     if take is None: raise UsageError(f'level 1 has no field {field!r}', f"known: {', '.join(_TAKE)}")
-    take(self, self._arrive(at), field, value)
+    slot = self._arrive(at)
+    if slot and second is not None and self.oldest <= second <= self._at: slot = self._slot(int(second))
+    take(self, slot, field, value)
 
 # %% ../../nbs/tws/07_seconds.ipynb #dda74f83
 @patch
