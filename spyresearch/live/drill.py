@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..checks import SPEED
 from ..bars import read_bars
-from ..core import ET, UTC, CheckFailed, FeedError, RealClock, UsageError, parse_asof, quiet, stopwatch
+from ..core import ET, UTC, CheckFailed, FeedError, RealClock, UsageError, parse_asof, stopwatch
 from ..daylog import DayLog
 from ..sessions import is_session, session
 from ..store import Store
@@ -219,7 +219,7 @@ def drill(
     day:date,
     until:datetime|None=None, # aware; None: to the close, sealed
     root:Path|None=None, # a folder to keep; a temporary one by default
-    say=quiet, # callable(text)
+    say=lambda text: None, # what a user should see
     days:int=30,
 ) -> list: # of Check
     "Both runs, side by side."
@@ -227,7 +227,7 @@ def drill(
         with tempfile.TemporaryDirectory() as d: return drill(source, day, until, Path(d), say, days)
     s = session(day); end = pd.Timestamp(until).tz_convert(ET) if until else s.close
     clean = one_run(source, day, until, root/'clean', days=days); say(f'clean run: {clean.seconds:.0f} s, {(end - s.open).total_seconds()/clean.seconds:.0f} times real time')
-    kill_at = (s.open + (end - s.open)*KILLED).to_pydatetime().replace(microsecond=0)
+    kill_at = (s.open + (end - s.open)*KILLED).floor('s').to_pydatetime()
     hurt = one_run(source, day, until, root/'hurt', script(s.open.to_pydatetime(), end.to_pydatetime()), kill_at, days); say(f'with faults: {hurt.seconds:.0f} s, {(end - s.open).total_seconds()/hurt.seconds:.0f} times real time')
     n = int((end - s.open).total_seconds()) - (2 if until else 0)
     return verdict(root, day, pd.date_range(s.open, periods=n, freq='s', name='Datetime'), clean, hurt, sealed=until is None)

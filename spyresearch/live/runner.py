@@ -59,7 +59,7 @@ class Runner:
         days:int=120, # sessions of history to keep up to date
         chain:bool=True, # record options too
         venue:str='ARCA', # of the depth
-        say=quiet, # callable(text): what a user should see
+        say=lambda text: None, # what a user should see
         progress=lambda label: quiet, # label -> callable(done, total, what)
         every_min:int=15, # minutes between the lines that say how it goes
     ):

@@ -143,7 +143,7 @@ def answer(self:Control, member:dict, m:dict) -> dict:
 @patch
 async def agree(self:Control, patience_s:float=60.):
     "Come to rest at this moment."
-    for _ in range(100):
+    for _ in range(100_000):
         await self.srv.flushed()
         sent = {i: c.sent for i, c in self.srv.clients.items()}
         for w in list(self.members): await self.ask(w, sent, patience_s)

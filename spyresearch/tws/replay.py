@@ -6,7 +6,7 @@
 __all__ = ['BEFORE', 'FILES', 'ticks_from_files', 'open_tape', 'listing_of', 'before_open', 'serve', 'speed_of', 'main', 'spawn']
 
 # %% ../../nbs/tws/30_replay.ipynb #4408bd97
-import argparse, asyncio, os, subprocess, sys, tempfile, threading
+import argparse, asyncio, os, signal, subprocess, sys, tempfile, threading
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -93,6 +93,7 @@ def serve(
         srv.listing = listing_of(srv)
         async with srv:
             if with_parent: threading.Thread(target=_watch, args=(asyncio.get_running_loop(), stop), daemon=True).start()
+            with suppress(NotImplementedError): asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set) # not on Windows
             print(f'listening 127.0.0.1:{srv.port}\ncontrol 127.0.0.1:{srv.control.port}', flush=True)
             await stop.wait()
     with suppress(KeyboardInterrupt):

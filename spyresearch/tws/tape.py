@@ -65,7 +65,7 @@ def end(self:Tape) -> datetime: # aware UTC
     ends = [bar_ends(b.index[-1:], size)[0] for (_,size),b in self.bars.items() if len(b)]
     ends += [pd.Timestamp(max(int(s.t[-1]) for s in series_of(o)), tz='UTC') + pd.Timedelta(seconds=1) for _,o in sorted(self.ticks.items())[-1:]]
     if self.chain is not None: ends.append(self.chain.index[-1])
-    return max(ends).tz_convert('UTC').to_pydatetime()
+    return max(ends).tz_convert('UTC').floor('us').to_pydatetime()
 
 def series_of(t:Ticks) -> list: # the series that hold anything
     "What a session's record has."
