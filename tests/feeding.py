@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
-from live import at
+from live import DAY, at
+from spyresearch.core import provenance_of
 from spyresearch.store import Store
 from spyresearch.tws.control import SlaveClock
 from spyresearch.tws.faults import FINE, Faults, Mishap
@@ -15,15 +16,15 @@ from spyresearch.tws.replay import ReplayServer, open_tape
 from spyresearch.tws.streams import ticks_of
 from spyresearch.tws.supervisor import Supervisor, Want
 
-day = at('10:00:00').date()
+day, half = at('10:00:00').date(), at('10:00:00', '2025-11-28').date() # a session of the demo, and one that ends at 13:00
 LOST, KEPT, GONE = ((code, text) for code, text in ((1100, 'Connectivity between IB and TWS has been lost.'), (1102, 'Connectivity restored - data maintained.'), (1101, 'Connectivity restored - data lost.')))
 
 
 @cache
 def demo():
-    "The demo, one of its days drawn once and for all."
+    "The demo, two of its days drawn once and for all."
     tape = open_tape(days=10)
-    return replace(tape, ticks={day: ticks_of(tape, day)}, drawn=False)
+    return replace(tape, ticks={o: ticks_of(tape, o) for o in (half, day)}, drawn=False)
 
 
 def story(*script, **more):
@@ -35,66 +36,73 @@ def say(t, code, text=''): return 'say', t, dict(code=code, text=text)
 
 
 @asynccontextmanager
-async def replay(begin, faults=FINE, tape=None, link=None, **kw):
+async def replay(begin, faults=FINE, tape=None, link=None, on=DAY, **kw):
     "A server, a clock that keeps its time, and a link that is not yet connected; nothing may be left unhandled."
-    async with ReplayServer(tape or demo(), at(begin), 'max', faults=faults, control=True, **kw) as srv:
+    async with ReplayServer(tape or demo(), at(begin, on), 'max', faults=faults, control=True, **kw) as srv:
         clock = await SlaveClock(srv.now()).attach(srv.control.port, srv.control.token)
         try: yield srv, clock, Link(port=srv.port, clock=clock, **(link or {}))
         finally: clock.detach()
     assert (srv.unhandled, srv.errors) == ([], [])
 
 
-async def until(clock, t, *tasks):
+async def until(clock, t, *tasks, on=DAY):
     "Let the replay go on to a moment, or until one of some tasks ends."
-    while clock.now() < at(t) and not any(o.done() for o in tasks): await clock.asleep(1)
+    while clock.now() < at(t, on) and not any(o.done() for o in tasks): await clock.asleep(1)
 
 
 class Fed:
     "A feed that runs, and what it has said."
-    def __init__(self, srv, clock, link, root, provenance='simulated:demo'):
-        self.srv, self.clock, self.link = srv, clock, link
-        self.feed = Feed(link, Store(root, provenance))
+    def __init__(self, srv, clock, link, root, on=DAY):
+        self.srv, self.clock, self.link, self.on, self.day = srv, clock, link, on, at('10:00:00', on).date()
+        self.feed = Feed(link, Store(root, provenance_of(srv.tape.account)))
         self.heard = {o: [] for o in Feed.events}
         for o, kept in self.heard.items(): getattr(self.feed, o).connect(kept.append, keep_ref=True)
 
-    def start(self, on=day):
-        self.task = asyncio.ensure_future(self.feed.run(on))
+    def start(self):
+        self.task = asyncio.ensure_future(self.feed.run(self.day))
         return self
-    async def until(self, t): await until(self.clock, t, self.task)
+    async def until(self, t): await until(self.clock, t, self.task, on=self.on)
     async def stop(self):
         "End it: its report, or the exception that ended it."
         self.task.cancel()
         return (await asyncio.gather(self.task, return_exceptions=True))[0]
 
-    rows = property(lambda self: self.feed.log.read(day))
-    trades = property(lambda self: self.feed.prices.read(day))
+    rows = property(lambda self: self.feed.log.read(self.day))
+    trades = property(lambda self: self.feed.prices.read(self.day))
     states = property(lambda self: [(s.what, s.name) for s in self.heard['stateEvent']])
+    minutes = property(lambda self: {(m.start - self.feed.open)//60: m for m in self.heard['minuteEvent']})
     def said(self, what, name): return [s.reason for s in self.heard['stateEvent'] if (s.what, s.name) == (what, name)]
-    def conn(self): return next(iter(self.srv.clients.values()))
-    def sub(self, kind): return next(o for o in self.srv.live(kind))
     def send(self, kind, *messages):
-        "Put messages on the wire, for the stream of a kind."
-        s = self.sub(kind)
+        "Put messages, made from the request's number, on the wire of a stream."
+        [s] = self.srv.live(kind)
         s.conn.send(b''.join(m(s.id) for m in messages))
 
 
-async def feeding(root, begin, end, faults=FINE, do=None, **kw):
+async def clock_on(fed):
+    "A moment more, in which the last second is closed."
+    if not fed.task.done(): await fed.clock.asleep(.5)
+
+
+async def feeding(root, begin, end, faults=FINE, do=None, ends=asyncio.CancelledError, on=DAY, **kw):
     "A feed from one moment to another; `do(fed)` may do something meanwhile."
-    async with replay(begin, faults, **kw) as parts:
-        fed = Fed(*parts, root).start()
+    async with replay(begin, faults, on=on, **kw) as parts:
+        fed = Fed(*parts, root, on).start()
         if do: await do(fed)
         await fed.until(end)
+        await clock_on(fed)
         fed.end = await fed.stop()
-    assert isinstance(fed.end, asyncio.CancelledError), fed.end
+    assert isinstance(fed.end, ends), fed.end
     return fed
 
 
 def whole(fed, begin, end):
-    "Every second of a span has one row, in order, and the rows."
+    "The rows; every second of the span has one, in order."
     rows = fed.rows
-    want = range(int(at(begin).timestamp()), int(at(end).timestamp()))
-    assert rows.index.as_unit('s').asi8.tolist() == list(want)
+    assert rows.index.as_unit('s').asi8.tolist() == list(range(*(int(at(o, fed.on).timestamp()) for o in (begin, end))))
     return rows
+
+
+def part(rows, a, b, on=DAY): "Rows of [a, b)."; return rows[(rows.index >= at(a, on)) & (rows.index < at(b, on))]
 
 
 async def minding(begin, end, faults=FINE, do=None, deadlines=None, link=None, watched=lambda: True, **kw):

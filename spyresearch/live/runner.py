@@ -85,7 +85,7 @@ async def run(self:Runner,
             if self.clock_ended(): return
             self.left_open(day)
             await self.history(session(day).open.to_pydatetime())
-            await self.session(day, until)
+            await self.sit(day, until)
             if until and self.clock.now() >= until: return
             await self.closing(day)
             if once: return
@@ -129,8 +129,8 @@ async def fetch(self:Runner, days):
 
 # %% ../../nbs/live/51_runner.ipynb #f0975d5b
 @patch
-async def session(self:Runner, day, until:datetime|None=None):
-    "From before the open to the close."
+async def sit(self:Runner, day, until:datetime|None=None):
+    "A session, from before the open to the close."
     self.feed, self.today = Feed(self.link, self.store, self.venue), Today(self.store, day)
     self.today.write()
     self.feed.minuteEvent += self.minute
@@ -149,15 +149,12 @@ async def session(self:Runner, day, until:datetime|None=None):
 @patch
 def minute(self:Runner, m):
     "A bar for today's file; bars that come together are one write."
-    if not self.today.dirty: asyncio.get_running_loop().call_soon(self.write)
+    if not self.today.dirty: self.writing = asyncio.ensure_future(self.write()); self.writing.add_done_callback(self.feed.completed)
     self.today.take(m)
     if m.provisional and (m.start//60) % self.every_min == self.every_min - 1: self.line(self.how(m))
 
 @patch
-def write(self:Runner):
-    "Bring today's file up to date; an error must stop the run and not be lost in a callback."
-    try: self.today.write()
-    except Exception as e: self.link.broke(self, e)
+async def write(self:Runner): "Bring today's file up to date; an error stops the feed."; self.today.write()
 
 @patch
 def how(self:Runner, m) -> str:
@@ -183,9 +180,12 @@ async def options(self:Runner, day):
     self.chain.told.append(lambda state, reason: self.feed.told('options', state, reason))
     while True:
         while not self.link.connected or self.clock.now() < session(day).open: await self.clock.asleep(1.)
-        try: await self.chain.run(session(day).close.to_pydatetime()); return await self.chain.close()
-        except DataError as e: return self.link.broke(self, e) # a full disk is everybody's
-        except Exception as e: self.line(f'options failed, and are begun again in a minute: {e!r}'); await self.clock.asleep(60.)
+        task = asyncio.ensure_future(self.chain.run(session(day).close.to_pydatetime()))
+        try: await asyncio.wait({task})
+        finally: task.cancel()
+        if (e := task.exception()) is None: return await self.chain.close()
+        if isinstance(e, DataError): return self.link.broke(self, e) # a full disk is everybody's
+        self.line(f'options failed, and are begun again in a minute: {e!r}'); await self.clock.asleep(60.)
 
 @patch
 def spot(self:Runner) -> float|None:

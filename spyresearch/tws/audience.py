@@ -9,8 +9,6 @@ __all__ = ['Listener', 'Audience']
 import asyncio
 from collections import deque
 
-from fastcore.basics import patch
-
 # %% ../../nbs/tws/35_audience.ipynb #77758632
 class Listener:
     "Records for one who listens: an asynchronous iterator."

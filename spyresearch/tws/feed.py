@@ -27,7 +27,7 @@ from .book import Book
 from .link import Link, NoData
 from .minutes import LIVE, Minute, Minutes, Unit, differences, minute_of, provisional
 from .seconds import COLUMNS, TEXT, TRADE_COLUMNS, Second, Seconds, absent, records
-from .supervisor import State, Supervisor, Want
+from .supervisor import NO_PROOF, State, Supervisor, Want
 
 # %% ../../nbs/tws/36_feed.ipynb #36bab265
 Quote = namedtuple('Quote', 'at bid ask bid_size ask_size') # at: epoch seconds; USD; shares; None where there is none
@@ -93,7 +93,7 @@ def begin(self:Feed, day:date):
     self.units = dict(level1=Unit('the volume of level 1'), trades=Unit('the size of a trade'))
     self.raw_volume, self.raw_at, self.l1_seconds, self.denied, self.counts, self.depth_at = None, None, set(), set(), Counter(), None
     self.beside, self.lacks, self.completing, self.holed = {}, set(self.store.lacks), None, set() # holed: minutes of which something came too late
-    self.latest, self.owed, self.summed, self.level1_at, self.timed = {}, 0, False, 0., False # minutes as told last; how many lack what belongs beside them
+    self.latest, self.owed, self.summed, self.level1_at, self.timed, self.doubt = {}, 0, False, 0., False, False # minutes as told last; how many lack what belongs beside them
     self.seconds.down(now)
     self._recall(); self._absent(done, first)
     self.supervisor = Supervisor(self.link, self.wants(), self.watched)
@@ -148,6 +148,7 @@ QUOTED = ('bid', 'ask', 'bid_size', 'ask_size', 'last', 'last_size', 'halted', '
 def hear_level1(self:Feed, word, *values):
     "One update of level 1."
     at = self.clock.now().timestamp(); self.level1_at = self.clock.monotonic()
+    if self.doubt and word not in NO_PROOF: self.doubt = False; self.seconds.up(at)
     if self.timed and word in ('last', 'volume'): return
     if word in QUOTED:
         self.seconds.quote(word, values[0], at)
@@ -213,7 +214,7 @@ def wants(self:Feed) -> list: # of `Want`
     return [want('level1', self.level1, self.hear_level1, lambda: self.with_level1(at()), lambda state, reason: self.without_level1(state, at())),
             want('ticks', self.link.ticks, self.hear_ticks, lambda: 'ticks' in self.denied or self.seconds.use('tbt', at()), lambda state, reason: self.without_ticks(state, at())),
             want('depth', lambda hear: self.link.depth(hear, venue=self.venue), self.hear_depth, lambda: self.book.reset('asked for', self.clock.monotonic()), lambda state, reason: self.book.reset(reason, self.clock.monotonic())),
-            want('minutes', self.link.minutes, self.hear_minutes)]
+            want('minutes', self.link.minutes, self.hear_minutes, down=lambda state, reason: self.minutes.forget())]
 
 @patch
 def level1(self:Feed, hear):
@@ -224,13 +225,16 @@ def level1(self:Feed, hear):
 @patch
 def without_level1(self:Feed, state:str, at:float):
     "Level 1 is gone. Where the account may not have it, delayed quotes are better than none: they are marked, and nothing is decided on them."
-    self.seconds.down(at)
+    self.seconds.down(at); self.doubt = state == 'stale'
     if state == 'denied' and 'level1' not in self.denied:
         self.denied.add('level1')
         for w in self.supervisor.wants: w.again_at = self.clock.monotonic() if w.name == 'level1' else w.again_at
 
 @patch
-def with_level1(self:Feed, at:float): "Level 1 is asked for; whether its trades have times is not known yet."; self.timed = False; self.seconds.up(at)
+def with_level1(self:Feed, at:float):
+    "Level 1 is asked for; whether its trades have times is not known yet. Where it died without a word, its data have to come before it counts."
+    self.timed = False
+    if not self.doubt: self.seconds.up(at)
 
 @patch
 def without_ticks(self:Feed, state:str, at:float):

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..bars import OHLCV
 from ..core import ET, DataError
-from .seconds import Second, minute_bar
+from .seconds import minute_bar
 
 # %% ../../nbs/tws/33_minutes.ipynb #b6a5bd56
 Minute = namedtuple('Minute', 'start open high low close volume average barCount provisional beside', defaults=(None,)) # start: epoch seconds; USD; shares; average and barCount None where not known; beside: further columns of the API
@@ -45,6 +45,7 @@ class Minutes:
         old, self.newest = self.newest, row
         return self.end(old, True) if old and old[0] < row[0] else []
 
+    def forget(self): "The stream has ended: what it said last of the minute under way is not how that minute ended."; self.newest = None
     def over(self) -> list: "The session is over: so is its last bar."; old, self.newest = self.newest, None; return self.end(old, True) if old else []
 
 # %% ../../nbs/tws/33_minutes.ipynb #108af705

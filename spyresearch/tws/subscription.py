@@ -6,7 +6,6 @@
 __all__ = ['WORDS', 'DENIED', 'FULL', 'HEARD', 'RESET', 'COMPETING', 'GENERIC', 'Subscription']
 
 # %% ../../nbs/tws/24_subscription.ipynb #991e53b0
-from collections import Counter
 from copy import copy
 
 from fastcore.basics import patch

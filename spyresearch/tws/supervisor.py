@@ -190,7 +190,7 @@ def retry(self:Supervisor, w:Want, wait_s:float|None=None):
 def restart(self:Supervisor, name:str, reason:str):
     "End a stream that speaks and cannot be trusted; it is asked for again."
     for w in self.wants:
-        if w.name == name and w.state in ('up', 'asked'): self.lose(w, reason, 'stale'); self.retry(w)
+        if w.name == name and w.state == 'up': self.lose(w, reason, 'stale'); self.retry(w)
 
 # %% ../../nbs/tws/32_supervisor.ipynb #a27c5944
 @patch
