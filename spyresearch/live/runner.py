@@ -80,10 +80,10 @@ async def run(self:Runner,
         while not self.clock_ended():
             day = next_day(self.clock.now())
             wake = session(day).open.to_pydatetime() - LEAD
+            self.left_open(day)
             if until and wake >= until: return
             if self.clock.now() < wake: self.line(f'asleep until {wake:%a %Y-%m-%d %H:%M}'); await self.nap(wake)
             if self.clock_ended(): return
-            self.left_open(day)
             await self.history(session(day).open.to_pydatetime())
             await self.sit(day, until)
             if until and self.clock.now() >= until: return

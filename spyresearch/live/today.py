@@ -33,6 +33,7 @@ class Today:
     ):
         self.store, self.day, self.registry, self.open = store, day, registry, int(session(day).open.timestamp())
         self.hash, self.bars, self.values, self.done, self.dirty, self.writes = registry.hash(), {}, {}, 0, False, 0
+        self.came = {} # minute -> the newest one when its bar came
         have = set(store.raw_days())
         self.stream = Stream(dividends=dividends_of(store), registry=registry)
         past = store.raw_frame([d for d in context(day, self.stream.depth)[:-1] if d in have])
@@ -69,6 +70,8 @@ def bar_of(self:Today, m:Minute) -> dict:
 def compute(self:Today):
     "Features of every minute that may have changed."
     last = max(self.bars, default=-1)
+    for i in range(self.done, last + 1):
+        if i in self.bars and not self.bars[i].provisional: self.came.setdefault(i, last)
     while self.done <= last and ((m := self.bars.get(self.done)) and not m.provisional and self._settled(self.done, last) or m is None and last - self.done > GIVEN_UP):
         if m: self.values[self.done] = self.stream.push(self.bar_of(m))
         self.done += 1
@@ -79,8 +82,8 @@ def compute(self:Today):
 
 @patch
 def _settled(self:Today, i, last):
-    "Is the spread in, or so late that it will not come?"
-    return self.bars[i].beside is not None or last - i > 2
+    "Is the spread in, or has it not come with the bars after it? Minutes of a gap come all at once, their spread a moment later."
+    return self.bars[i].beside is not None or last - self.came[i] > 2
 
 # %% ../../nbs/live/50_today.ipynb #9aba06c0
 @patch

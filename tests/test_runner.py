@@ -1,0 +1,282 @@
+"""The program that runs for weeks: its day file at every moment, its sleep, its waking, and every way in which it ends."""
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import date, timedelta
+
+import numpy as np
+import pytest
+
+from feeding import Faults, day, demo, half, replay, story, until
+from live import DAY, at, run
+from spyresearch import folder as folders
+from spyresearch.core import DataError, FeedError, FolderError, UsageError
+from spyresearch.features.prepare import prepare
+from spyresearch.live.runner import Runner, clock_of
+from spyresearch.live.today import Today
+from spyresearch.store import Store
+from spyresearch.tws.chain import Chain
+from spyresearch.tws.history import fetch_history
+from spyresearch.tws.link import Link
+from spyresearch.tws.replay import ReplayServer, listing_of
+from spyresearch.tws.seconds import LEVELS
+
+GAPPY = date(2025, 12, 3)   # the demo lacks its minute 257, 13:47
+
+
+@asynccontextmanager
+async def living(root, begin, faults=Faults(), on=DAY, days=4, chain=False, tape=None, **how):
+    "A runner under way: its task is in `task`, what it says in `said`."
+    async with replay(begin, faults, tape=tape, on=on, link=dict(deadline_s=.1)) as (srv, clock, link):
+        if chain: srv.listing = listing_of(srv)
+        r = Runner('127.0.0.1', srv.port, Store(root, 'simulated:demo'), clock, days=days, chain=chain, every_min=1)
+        r.said, r.srv, r.link.deadline_s = [], srv, .1
+        r.say = r.said.append
+        r.task = asyncio.ensure_future(r.run(**how))
+        try: yield r
+        finally:
+            r.task.cancel()
+            await asyncio.gather(r.task, return_exceptions=True)
+
+
+async def lived(root, begin, *a, do=None, **kw):
+    "A runner to its end."
+    async with living(root, begin, *a, **kw) as r:
+        if do: await do(r)
+        await r.task
+    return r
+
+
+def watching(monkeypatch, root):
+    "After each write another reader looks at today's file: (rows, provisional) each time, and no reason not to count it."
+    seen, write = [], Today.write
+    def look(self):
+        done = write(self)
+        if done:
+            s = Store(root)
+            assert not s.features.reason(self.day) and not s.original.reason(self.day)
+            seen.append((len(s.daily(self.day)), s.features.m['days'][str(self.day)].get('provisional')))
+        return done
+    monkeypatch.setattr(Today, 'write', look)
+    return seen
+
+
+def from_history(root, days=4, on=GAPPY, tape=None):
+    "The same days, fetched and prepared afterwards."
+    async def go():
+        async with ReplayServer(tape or demo(), at('16:30:00', str(on))) as srv, Link(port=srv.port) as link: await fetch_history(link, store, days)
+    store = Store(root, 'simulated:demo')
+    run(go())
+    prepare(store)
+    return store
+
+
+# --- the day file
+
+def test_a_close_leaves_what_history_gives(tmp_path, monkeypatch):
+    seen = watching(monkeypatch, tmp_path/'live')
+    tape = replace(demo(), drawn=True)
+    r = run(lived(tmp_path/'live', '15:52:00', on=str(GAPPY), once=True, tape=tape, faults=story(('drop', '15:54:10', {}))))
+    fresh = from_history(tmp_path/'afterwards')
+    for f in ('original', 'features'):
+        a, b = (getattr(s, f) for s in (r.store, fresh))
+        assert a.file(GAPPY).read_bytes() == b.file(GAPPY).read_bytes() and a.m['days'][str(GAPPY)] == b.m['days'][str(GAPPY)] and a.days(sealed=True) == b.days(sealed=True)
+    row = r.store.daily(GAPPY).iloc[257]
+    assert row.isna().all() and r.store.known_gaps()[GAPPY] == ['13:47'] and len(r.store.daily(GAPPY)) == 390
+    assert [n for n, _ in seen] == sorted(n for n, _ in seen) and seen[0][0] >= 382 and {n for n, _ in seen} >= {*range(383, 391)}
+    assert sum(bool(p) for _, p in seen) >= 5 and all(len(p or []) <= 1 for _, p in seen) and seen[-1][1] in ([], None)
+    assert r.feed.log.days(sealed=True) == [GAPPY] == r.feed.prices.days(sealed=True) and len(r.feed.log.read(GAPPY)) == 23_400
+    assert r.reports[0]['differences']['price_differs'] == 0 and any('minutes compared with history: 0 differ' in o for o in r.said)
+
+
+def test_minutes_of_an_outage_are_filled_in(tmp_path, monkeypatch):
+    seen = watching(monkeypatch, tmp_path)
+    async def look(r):
+        await until(r.clock, '10:04:30')
+        r.during = r.store.daily(day)
+    r = run(lived(tmp_path, '09:55:00', story(('down', '10:00:10', dict(for_s=270))), do=look, until=at('10:09:30')))
+    rows, api = r.store.daily(day), demo().bars['TRADES', '1 min']
+    api = api[api.index.date == day].iloc[:39]
+    assert len(r.during) == 30 and len(rows) == 39 and [n for n, _ in seen] == sorted(n for n, _ in seen)
+    assert np.array_equal(rows.iloc[:38, :5], api.iloc[:38, :5]) and rows['close'].notna().all() and rows['ba_open'].iloc[:38].notna().all()
+    fresh = from_history(tmp_path/'afterwards', on=day)
+    assert rows.iloc[:36].equals(fresh.daily(day).iloc[:36])
+    assert [p for _, p in seen if p]
+
+
+def test_a_provisional_row_is_replaced(tmp_path, monkeypatch):
+    wrong, write = [], Today.write
+    def bend(self, m):
+        if m.provisional: m = m._replace(close=m.low, volume=1.)
+        return take(self, m)
+    def keep(self):
+        done = write(self)
+        if done and (p := self.store.features.m['days'][str(self.day)]['provisional']): wrong.append((p, self.store.daily(self.day)['volume'].iloc[-1]))
+        return done
+    take = Today.take
+    monkeypatch.setattr(Today, 'take', bend)
+    monkeypatch.setattr(Today, 'write', keep)
+    r = run(lived(tmp_path, '09:55:00', until=at('10:00:30')))
+    assert {p[0] for p, _ in wrong} == {'09:55', '09:56', '09:57', '09:58', '09:59'} and {v for _, v in wrong} == {1.}
+    assert (r.store.daily(day)['volume'] > 1).all() and r.store.features.m['days'][str(day)]['provisional'] == []
+
+
+def test_a_restart_never_shortens_the_day_file(tmp_path, monkeypatch):
+    run(lived(tmp_path, '09:55:00', until=at('10:00:30')))
+    seen = watching(monkeypatch, tmp_path)
+    r = run(lived(tmp_path, '10:03:00', Faults(rights=dict(keepup='none'), silent_history=tuple(range(1, 5))), until=at('10:08:30')))   # the bars come late
+    assert [n for n, _ in seen] == sorted(n for n, _ in seen) and seen[0][0] >= 30 and r.store.daily(day)['close'].iloc[:30].notna().all()
+    rows = r.feed.log.read(day)
+    assert len(rows) == 38*60 + 29 or len(rows) == 38*60 + 30
+    assert set(rows['status'].iloc[1835:1979]) == {'absent'}
+
+
+# --- asleep
+
+def test_over_a_weekend_and_awake_before_the_open(tmp_path):
+    r = run(lived(tmp_path, '12:58:00', on=str(half), days=2, until=at('09:31:01')))
+    assert [o for o in r.said if 'asleep' in o] == ['2025-11-28 13:00:15 asleep until Mon 2025-12-01 09:20']
+    ups = [o[:19] for o in r.said if 'link up' in o]
+    assert ups[-1].startswith('2025-12-01 09:20') and r.feed.log.days(sealed=True) == [half]
+    monday = r.feed.log.read(day)
+    assert len(monday) in (60, 61) and (monday['status'].iloc[1:] == 'data').all() and r.store.is_sealed(half)
+    asked = [o for o in r.srv.requests if at('13:01:00', str(half)) < o.at < at('09:20:00')]
+    assert asked == []
+
+
+def test_over_a_holiday(tmp_path):
+    r = run(lived(tmp_path, '16:30:00', on='2025-11-26', days=2, until=at('09:30:30', str(half))))
+    assert 'asleep until Fri 2025-11-28 09:20' in r.said[0] and len(r.feed.log.read(half)) in (29, 30)
+
+
+def test_tws_is_down_when_the_runner_wakes(tmp_path):
+    r = run(lived(tmp_path, '09:10:00', story(('down', '09:19:00', dict(for_s=12*60 + 30))), until=at('09:34:01')))
+    rows = r.feed.log.read(day)
+    assert sum('no history yet' in o for o in r.said) > 5 and (rows['status'].iloc[:90] == 'down').all() and (rows['status'].iloc[155:] == 'data').all() and len(rows) in (240, 241)
+    assert len(r.store.daily(day)) == 4 and r.store.daily(day)['close'].iloc[:3].notna().all()
+
+
+# --- how it ends
+
+def test_until_a_time_that_has_been_and_once(tmp_path):
+    r = run(lived(tmp_path, '10:00:00', until=at('10:00:00')))
+    assert r.feed is None or len(r.feed.log.read(day)) <= 1801
+    late = run(lived(tmp_path/'b', '16:30:00', until=at('17:00:00')))
+    assert late.feed is None and late.said == []
+
+
+def test_a_session_goes_on_after_until(tmp_path):
+    run(lived(tmp_path, '09:50:00', until=at('09:52:00')))
+    r = run(lived(tmp_path, '09:53:00', until=at('09:54:00')))
+    rows = r.feed.log.read(day)
+    assert rows.index.is_monotonic_increasing and len(rows) in (1439, 1440) and r.feed.log.is_open(day) and 55 < (rows['status'].iloc[1260:] == 'absent').sum() < 65
+
+
+def test_stopped_from_outside_it_ends_at_once_and_lets_go(tmp_path):
+    async def go():
+        async with living(tmp_path, '09:55:00') as r:
+            await until(r.clock, '09:57:30')
+            before = r.clock.monotonic()
+            r.task.cancel()
+            await asyncio.gather(r.task, return_exceptions=True)
+            assert r.task.cancelled() and r.clock.monotonic() - before <= 1 and not r.link.connected
+            with r.store.lock(): pass
+            return r
+    r = run(go())
+    assert len(r.feed.log.read(day)) == r.feed.seconds.oldest - r.feed.open and not r.store.features.reason(day) and not r.store.original.reason(day)
+
+
+def test_an_interrupt_from_the_keyboard(tmp_path):
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    p = subprocess.Popen([sys.executable, '-m', 'spyresearch.cli', 'live', '--no-options', '--days', '3', '--sessions', '10', '--speed', '20', '--asof', '2025-12-05T09:29', '--data', str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    for line in p.stdout:
+        if 'link up' in line: break
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=20)
+    assert p.returncode == 130 and 'Traceback' not in err, err
+    with Store(tmp_path).lock(): pass
+
+
+def test_a_second_runner_is_refused(tmp_path):
+    async def go():
+        async with living(tmp_path, '09:55:00') as r:
+            await until(r.clock, '09:55:30')
+            with pytest.raises(FolderError, match='in use by another run'): await Runner('127.0.0.1', r.srv.port, Store(tmp_path, 'simulated:demo'), r.clock).run()
+    run(go())
+
+
+def test_days_that_a_kill_left_open_are_sealed(tmp_path):
+    async def go():
+        async with living(tmp_path, '15:55:00') as r: await until(r.clock, '15:57:00')
+    run(go())
+    r = run(lived(tmp_path, '16:10:00', until=at('16:20:00')))
+    log = Store(tmp_path).original
+    assert any('was left open' in o for o in r.said) and log is not None
+    from spyresearch.daylog import DayLog
+    from spyresearch.tws.seconds import COLUMNS, TEXT
+    seconds = DayLog(tmp_path/'original_data'/'seconds', COLUMNS, TEXT)
+    assert seconds.days(sealed=True) == [day] and len(seconds.read(day)) == 23_400 and (seconds.read(day)['status'].iloc[-170:] == 'absent').all()
+
+
+@pytest.mark.parametrize('error', [FolderError('cannot write', 'No space left on device', 'free some space'), ValueError('a bug in a feature')])
+def test_a_day_file_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, error):
+    async def break_(r):
+        await until(r.clock, '09:57:30')
+        def full(self): raise error
+        monkeypatch.setattr(Today, 'write', full)
+    with pytest.raises(type(error), match=str(error).split('\n')[0]): run(lived(tmp_path, '09:55:00', do=break_, until=at('10:30:00')))
+    s = Store(tmp_path)
+    assert not s.features.reason(day) and len(s.daily(day)) == 27
+
+
+def test_a_full_disk_leaves_valid_files(tmp_path):
+    async def fill(r):
+        await until(r.clock, '09:57:30')
+        size = r.feed.log.file(day).stat().st_size + 500
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(FolderError) as e: run(lived(tmp_path, '09:55:00', do=fill, until=at('10:30:00')))
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert e.value.exit_code == 3
+    r = run(lived(tmp_path, '09:59:00', until=at('10:00:00')))
+    rows = r.feed.log.read(day)
+    assert len(rows) in (1799, 1800) and rows.index.is_monotonic_increasing and len(r.store.daily(day)) >= 29
+
+
+def test_a_replay_that_dies_is_an_error_and_not_a_silence(tmp_path):
+    async def die(r):
+        await until(r.clock, '09:57:00')
+        r.srv.beat.cancel()
+        for o in [*r.srv.connections]: o.send(None)
+        await r.srv.control.stop()
+    with pytest.raises(FeedError, match='is gone'): run(lived(tmp_path, '09:55:00', do=die))
+
+
+# --- options beside it
+
+@pytest.mark.parametrize('error,ends', [(ValueError('a bug'), False), (FolderError('cannot append', 'No space left', 'free some'), True), (FeedError('refused'), False)])
+def test_options_that_fail_do_not_take_the_rest_with_them(tmp_path, monkeypatch, error, ends):
+    n = []
+    async def fail(self, until):
+        n.append(self.link.clock.now())
+        raise error
+    monkeypatch.setattr(Chain, 'run', fail)
+    go = lived(tmp_path, '09:55:00', chain=True, tape=replace(demo(), drawn=True), until=at('09:58:30'))
+    if ends:
+        with pytest.raises(FolderError): run(go)
+        return
+    r = run(go)
+    assert len(n) == 4 and sum('options failed' in o for o in r.said) == 4 and (r.feed.log.read(day)['status'].iloc[1501:] == 'data').all()
+
+
+# --- whose time
+
+def test_a_replay_that_stands_still_is_refused():
+    async def go():
+        async with ReplayServer(demo(), at('10:00:00'), control=True) as srv: await clock_of('127.0.0.1', srv.port)
+    with pytest.raises(UsageError, match='stands still'): run(go())
