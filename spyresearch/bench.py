@@ -15,8 +15,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from .core import CheckFailed, RealClock, UsageError, bar_progress, stopwatch
-from .checks import SPEED
+from .core import SPEED, CheckFailed, RealClock, UsageError, bar_progress, stopwatch
 
 # %% ../nbs/63_bench.ipynb #0dd053b6
 @dataclass

@@ -165,7 +165,7 @@ def _failure(e, nb_path):
     return e.ename, e.evalue, f'{nb_path.name}, {_part(nbformat.read(nb_path, as_version=4), e.cell_index)}'
 
 # %% ../nbs/61_runs.ipynb #a6fee700
-KERNEL = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0', PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONWARNINGS='ignore:IProgress not found')
+KERNEL = core.SPEED | dict(PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONWARNINGS='ignore:IProgress not found')
 
 @contextmanager
 def _environment(new):

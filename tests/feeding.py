@@ -13,7 +13,7 @@ from spyresearch.tws.faults import FINE, Faults, Mishap
 from spyresearch.tws.feed import Feed
 from spyresearch.tws.link import Link
 from spyresearch.tws.replay import ReplayServer, open_tape
-from spyresearch.tws.streams import ticks_of
+from spyresearch.tws.inside import ticks_of
 from spyresearch.tws.supervisor import Supervisor, Want
 
 day, half = at('10:00:00').date(), at('10:00:00', '2025-11-28').date() # a session of the demo, and one that ends at 13:00

@@ -18,7 +18,7 @@ from spyresearch.tws.book import Book
 from spyresearch.tws.control import SlaveClock
 from spyresearch.tws.faults import Faults, Mishap
 from spyresearch.tws.replay import ReplayServer, listing_of, open_tape
-from spyresearch.tws.streams import ticks_of
+from spyresearch.tws.inside import ticks_of
 from spyresearch.tws.wire import Frames
 
 SPY, ARCA, ISLAND = (Stock('SPY', o, 'USD', conId=756733) for o in ('SMART', 'ARCA', 'ISLAND'))

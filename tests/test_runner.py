@@ -7,15 +7,14 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date
 
 import numpy as np
 import pytest
 
 from feeding import Faults, day, demo, half, replay, story, until
 from live import DAY, at, run
-from spyresearch import folder as folders
-from spyresearch.core import DataError, FeedError, FolderError, UsageError
+from spyresearch.core import FeedError, FolderError, UsageError
 from spyresearch.features.prepare import prepare
 from spyresearch.live.runner import Runner, clock_of
 from spyresearch.live.today import Today
@@ -24,7 +23,6 @@ from spyresearch.tws.chain import Chain
 from spyresearch.tws.history import fetch_history
 from spyresearch.tws.link import Link
 from spyresearch.tws.replay import ReplayServer, listing_of
-from spyresearch.tws.seconds import LEVELS
 
 GAPPY = date(2025, 12, 3)   # the demo lacks its minute 257, 13:47
 

@@ -18,9 +18,8 @@ import pandas as pd
 import psutil
 from fastcore.basics import patch
 
-from ..checks import SPEED
 from ..bars import read_bars
-from ..core import ET, UTC, CheckFailed, FeedError, RealClock, UsageError, parse_asof, stopwatch
+from ..core import ET, SPEED, UTC, CheckFailed, FeedError, RealClock, UsageError, parse_asof, stopwatch
 from ..daylog import DayLog
 from ..sessions import is_session, session
 from ..store import Store

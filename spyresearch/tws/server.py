@@ -22,7 +22,8 @@ from . import messages as say
 from .connection import Connection, answers, first_of
 from .control import Control, StepClock
 from .faults import FINE, LIMITS, Faults, Mishap, Pacing, read_mishap
-from .streams import NS, Sessions, Sub
+from .inside import NS, Sessions
+from .streams import Sub
 from .tape import SPY, Tape, hours, matches
 from .ticks import MODES
 
