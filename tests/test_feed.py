@@ -17,7 +17,6 @@ from spyresearch.core import ET, DataError, FolderError
 from spyresearch.daylog import second_stamp
 from spyresearch.tws import messages as msg
 from spyresearch.tws import streams, wire
-from spyresearch.tws.connection import Connection
 from spyresearch.tws.replay import open_tape
 from spyresearch.tws.seconds import LEVELS, records
 
@@ -193,11 +192,11 @@ def test_trades_in_lots_stop_with_the_remedy(tmp_path, monkeypatch):
     assert 'in lots' in fed.end.what and 'Send market data in lots' in fed.end.todo and fed.clock.now() < at('09:33:30')
 
 
-def test_delayed_data_say_so_in_every_row_and_make_no_bar(tmp_path, monkeypatch):
-    monkeypatch.setattr(Connection, 'data_type', property(lambda self: 3, lambda self, v: None), raising=False)
+def test_delayed_data_say_so_in_every_row_and_make_no_bar(tmp_path):
     fed = run(feeding(tmp_path, '09:50:00', '09:55:00', Faults(rights=dict(level1='delayed', ticks='none', depth='none'))))
     rows = part(whole(fed, '09:30:00', '09:55:00'), '09:50:05', '09:55:00')
-    assert set(rows['data_type']) == {3} and fed.states.count(('level1', 'delayed')) == 1 and '3' in fed.said('level1', 'delayed')[0]
+    assert set(rows['data_type']) == {3} and fed.states.count(('level1', 'denied')) == fed.states.count(('level1', 'delayed')) == 1 and '3' in fed.said('level1', 'delayed')[0]
+    assert fed.srv.counts['MarketData'] == 2 and fed.feed.units['level1'].unit is None
     assert all(not m.provisional for m in fed.heard['minuteEvent']) and fed.feed.own == {}
 
 
@@ -210,6 +209,14 @@ def test_level_1_alone_knows_of_trades_that_nobody_told(tmp_path):
     assert (muted['status'][[o in seen for o in traded]] == 'partial').all() and muted['volume'][muted['status'] == 'partial'].isna().all() and (muted['status'] == 'partial').sum() > 10
     assert ('ticks', 'stale') in fed.states and fed.feed.seconds.faults['missed_trade'] > 10 and 1 not in {i for i, m in fed.minutes.items() if m.provisional}
     check_trades(rows, fed.trades)
+
+
+def test_single_trades_are_asked_for_once_in_fifteen_seconds(tmp_path):
+    fed = run(feeding(tmp_path, A, '09:34:30', story(('mute', '09:31:00', dict(on='ticks', for_s=90)), *(('drop', f'09:33:{s:02}', {}) for s in (0, 5, 11, 20)))))
+    times = [o.at for o in fed.srv.requests if type(o.request).__name__ == 'TickByTick']
+    assert len(times) > 4 and min((b - a).total_seconds() for a, b in zip(times, times[1:])) >= 14 and (part(fed.rows, '09:34:20', '09:34:30')['status'] == 'data').all()
+    muted = part(fed.rows, '09:31:35', '09:32:29')
+    assert set(muted['trades_from']) == {''} and muted['volume'].isna().all()
 
 
 def test_all_is_silent_first_quiet_then_down(tmp_path):
@@ -414,11 +421,11 @@ def test_a_long_session_keeps_little_in_memory(tmp_path):
     async def measure(fed):
         for o in fed.feed.events:
             if o != 'stateEvent': getattr(fed.feed, o).clear()
-        for t in ('10:08:00', '10:38:00'):
+        for t in ('10:06:00', '10:26:00'):
             await fed.until(t)
             gc.collect()
             sizes.append((psutil.Process().memory_info().rss, len(gc.get_objects())))
-    fed = run(feeding(tmp_path, '10:00:00', '10:38:05', do=measure))
+    fed = run(feeding(tmp_path, '10:00:00', '10:26:05', do=measure))
     (rss, n), (rss_after, n_after) = sizes
     assert rss_after - rss < 30e6 and n_after - n < 5000, sizes
     assert len(fed.feed.l1_seconds) < 10 and len(fed.feed.seconds._past) < 10 and len(fed.feed.measured) < 5

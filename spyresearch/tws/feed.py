@@ -93,7 +93,7 @@ def begin(self:Feed, day:date):
     self.units = dict(level1=Unit('the volume of level 1'), trades=Unit('the size of a trade'))
     self.raw_volume, self.raw_at, self.l1_seconds, self.denied, self.counts, self.depth_at = None, None, set(), set(), Counter(), None
     self.beside, self.lacks, self.completing, self.holed = {}, set(self.store.lacks), None, set() # holed: minutes of which something came too late
-    self.latest, self.owed, self.summed, self.level1_at, self.timed, self.doubt = {}, 0, False, 0., False, False # minutes as told last; how many lack what belongs beside them
+    self.latest, self.owed, self.summed, self.level1_at, self.timed, self.doubts = {}, 0, False, 0., False, set() # minutes as told last; how many lack what belongs beside them
     self.seconds.down(now)
     self._recall(); self._absent(done, first)
     self.supervisor = Supervisor(self.link, self.wants(), self.watched)
@@ -148,7 +148,7 @@ QUOTED = ('bid', 'ask', 'bid_size', 'ask_size', 'last', 'last_size', 'halted', '
 def hear_level1(self:Feed, word, *values):
     "One update of level 1."
     at = self.clock.now().timestamp(); self.level1_at = self.clock.monotonic()
-    if self.doubt and word not in NO_PROOF: self.doubt = False; self.seconds.up(at)
+    if 'level1' in self.doubts and word not in NO_PROOF: self.doubts.discard('level1'); self.seconds.up(at)
     if self.timed and word in ('last', 'volume'): return
     if word in QUOTED:
         self.seconds.quote(word, values[0], at)
@@ -189,7 +189,7 @@ def hear_ticks(self:Feed, word, *values):
     if word != 'trade': return
     second, px, size, mask, exchange, conditions = values
     at = self.clock.now().timestamp()
-    if 'ticks' in self.denied: self.denied.discard('ticks'); self.seconds.use('tbt', at) # the account has them after all
+    if 'ticks' in self.denied | self.doubts: self.denied.discard('ticks'); self.doubts.discard('ticks'); self.seconds.use('tbt', at) # they are there after all
     self.seconds.trade(px, size, second, at, conditions, bool(mask & 1), bool(mask & 2))
     if len(self.tradeEvent): self.tradeEvent.emit(Trade(at, second, px, size, conditions))
 
@@ -209,10 +209,10 @@ def hear_minutes(self:Feed, word, *values):
 @patch
 def wants(self:Feed) -> list: # of `Want`
     "The streams of a session."
-    def want(name, make, hear, asked=lambda: None, down=lambda state, reason: None): return Want(name, make, hear, self.deadlines[name], asked, down)
+    def want(name, make, hear, asked=lambda: None, down=lambda state, reason: None, least_s=0.): return Want(name, make, hear, self.deadlines[name], asked, down, least_s)
     at = lambda: self.clock.now().timestamp()
     return [want('level1', self.level1, self.hear_level1, lambda: self.with_level1(at()), lambda state, reason: self.without_level1(state, at())),
-            want('ticks', self.link.ticks, self.hear_ticks, lambda: 'ticks' in self.denied or self.seconds.use('tbt', at()), lambda state, reason: self.without_ticks(state, at())),
+            want('ticks', self.link.ticks, self.hear_ticks, lambda: 'ticks' in self.denied | self.doubts or self.seconds.use('tbt', at()), lambda state, reason: self.without_ticks(state, at()), 15.),
             want('depth', lambda hear: self.link.depth(hear, venue=self.venue), self.hear_depth, lambda: self.book.reset('asked for', self.clock.monotonic()), lambda state, reason: self.book.reset(reason, self.clock.monotonic())),
             want('minutes', self.link.minutes, self.hear_minutes, down=lambda state, reason: self.minutes.forget())]
 
@@ -225,7 +225,7 @@ def level1(self:Feed, hear):
 @patch
 def without_level1(self:Feed, state:str, at:float):
     "Level 1 is gone. Where the account may not have it, delayed quotes are better than none: they are marked, and nothing is decided on them."
-    self.seconds.down(at); self.doubt = state == 'stale'
+    self.seconds.down(at); self.doubted('level1', state)
     if state == 'denied' and 'level1' not in self.denied:
         self.denied.add('level1')
         for w in self.supervisor.wants: w.again_at = self.clock.monotonic() if w.name == 'level1' else w.again_at
@@ -234,11 +234,15 @@ def without_level1(self:Feed, state:str, at:float):
 def with_level1(self:Feed, at:float):
     "Level 1 is asked for; whether its trades have times is not known yet. Where it died without a word, its data have to come before it counts."
     self.timed = False
-    if not self.doubt: self.seconds.up(at)
+    if 'level1' not in self.doubts: self.seconds.up(at)
+
+@patch
+def doubted(self:Feed, name:str, state:str): "A stream that died without a word has to speak before it counts again."; (self.doubts.add if state == 'stale' else self.doubts.discard)(name)
 
 @patch
 def without_ticks(self:Feed, state:str, at:float):
     "Single trades are gone: for now, or because the account may not have them."
+    self.doubted('ticks', state)
     if state in ('denied', 'full'): self.denied.add('ticks')
     self.seconds.use('l1' if 'ticks' in self.denied and self.units['level1'].unit else '', at)
 

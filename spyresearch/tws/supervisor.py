@@ -39,9 +39,10 @@ class Want:
         deadline_s:float, # longest silence while the market is open
         asked=lambda: None, # callable: it was asked for
         down=lambda state, reason: None, # callable: it is not there any more
+        least_s:float=0., # seconds from one request to the next: TWS allows one for single trades in fifteen
     ):
-        self.name, self.make, self.hear, self.deadline_s, self.on_ask, self.on_down = name, make, hear, deadline_s, asked, down
-        self.sub, self.state, self.said, self.tries, self.again_at, self.verify_from = None, 'down', None, 0, 0., None
+        self.name, self.make, self.hear, self.deadline_s, self.on_ask, self.on_down, self.least_s = name, make, hear, deadline_s, asked, down, least_s
+        self.sub, self.state, self.said, self.tries, self.again_at, self.asked_at, self.verify_from = None, 'down', None, 0, 0., -1e9, None
 
 # %% ../../nbs/tws/31_supervisor.ipynb #f2add947
 class Supervisor:
@@ -133,7 +134,7 @@ async def look(self:Supervisor):
     elif self._since is None: self._since = now
     for w in self.wants:
         if w.state not in ('down', 'denied', 'full', 'competing', 'lost') and (why := self.silent(w, now)): self.lose(w, why, 'stale'); self.retry(w)
-        if (w.sub is None or not w.sub.live) and now >= w.again_at and not (self._lost and now < self._lost_until): await self.ask(w)
+        if (w.sub is None or not w.sub.live) and now >= max(w.again_at, w.asked_at + w.least_s) and not (self._lost and now < self._lost_until): await self.ask(w)
     due = [o for o in self.wants if o.state not in ('denied', 'full', 'competing')]
     if self.watched() and due and all(o.state in ('stale', 'asked') and o.tries > 1 for o in due) and now >= self._probe_at: self._probe_at = now + 30.; await self.probe()
 
@@ -159,7 +160,7 @@ async def ask(self:Supervisor, w:Want):
     "Ask for a stream."
     w.sub = w.make(lambda word, *values: self.heard(w, word, *values))
     w.sub.on_error = lambda sub, code, text: self.refused(w, sub, code, text)
-    w.state = 'asked'
+    w.state, w.asked_at = 'asked', self.clock.monotonic()
     await w.sub.start()
     w.on_ask()
 
