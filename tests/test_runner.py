@@ -15,14 +15,16 @@ import pytest
 from feeding import Faults, day, demo, half, replay, story, until
 from live import DAY, at, run
 from spyresearch.core import FeedError, FolderError, UsageError
+from spyresearch.daylog import DayLog
 from spyresearch.features.prepare import prepare
 from spyresearch.live.runner import Runner, clock_of
 from spyresearch.live.today import Today
 from spyresearch.store import Store
-from spyresearch.tws.chain import Chain
+from spyresearch.tws.chain import Chain, read_chain_day
 from spyresearch.tws.history import fetch_history
 from spyresearch.tws.link import Link
 from spyresearch.tws.replay import ReplayServer, listing_of
+from spyresearch.tws.seconds import COLUMNS, TEXT
 
 GAPPY = date(2025, 12, 3)   # the demo lacks its minute 257, 13:47
 
@@ -210,13 +212,14 @@ def test_a_second_runner_is_refused(tmp_path):
 
 def test_days_that_a_kill_left_open_are_sealed(tmp_path):
     async def go():
-        async with living(tmp_path, '15:55:00') as r: await until(r.clock, '15:57:00')
+        async with living(tmp_path, '15:55:00', chain=True, tape=replace(demo(), drawn=True)) as r: await until(r.clock, '15:57:00')
     run(go())
+    options = tmp_path/'original_data'/'chain'
+    n = len((options/f'{day}.csv').read_text().splitlines()) - 1
+    (options/'2025-11-28.csv').write_text('Datetime,nonsense\n')
     r = run(lived(tmp_path, '16:10:00', until=at('16:20:00')))
-    log = Store(tmp_path).original
-    assert any('was left open' in o for o in r.said) and log is not None
-    from spyresearch.daylog import DayLog
-    from spyresearch.tws.seconds import COLUMNS, TEXT
+    assert any('was left open' in o for o in r.said) and len(read_chain_day(options, day)) == n > 100 and not (options/f'{day}.csv').exists()
+    assert any('stay open' in o for o in r.said) and (options/'2025-11-28.csv').exists()
     seconds = DayLog(tmp_path/'original_data'/'seconds', COLUMNS, TEXT)
     assert seconds.days(sealed=True) == [day] and len(seconds.read(day)) == 23_400 and (seconds.read(day)['status'].iloc[-170:] == 'absent').all()
 

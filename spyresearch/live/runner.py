@@ -7,7 +7,7 @@ __all__ = ['LEAD', 'clock_of', 'next_day', 'Runner', 'until_of', 'go']
 
 # %% ../../nbs/live/51_runner.ipynb #c9541c36
 import asyncio, ipaddress
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import pandas as pd
 from fastcore.basics import patch
@@ -16,7 +16,7 @@ from ..core import ET, DataError, FeedError, RealClock, UsageError, quiet, stamp
 from ..features.prepare import prepare
 from ..sessions import is_session, next_session, session
 from ..store import Store
-from ..tws.chain import Chain
+from ..tws.chain import Chain, seal_chain_day
 from ..tws.control import SlaveClock, announced_control
 from ..tws.feed import Feed
 from ..tws.history import SETTLED, fetch_history
@@ -105,10 +105,13 @@ async def nap(self:Runner, until:datetime):
 @patch
 def left_open(self:Runner, day):
     "End the records of earlier sessions."
-    feed = Feed(self.link, self.store, self.venue)
-    for d in [o for o in feed.log.on_disk() if o < day and feed.log.is_open(o)]:
+    feed, options = Feed(self.link, self.store, self.venue), self.store.root/'original_data'/'chain'
+    for d in [o for o in feed.log.on_disk() if o < day and any(log.file(o).exists() and log.is_open(o) for log in feed.logs)]:
         feed.begin(d); feed.seal()
         self.line(f"{d} was left open; {feed.counts['absent']:,} seconds of it are not known, and it is sealed now")
+    for d in [o for p in sorted(options.glob('????-??-??.csv')) if (o := date.fromisoformat(p.stem)) < day]:
+        try: seal_chain_day(options, d); self.line(f'the options of {d} were left open, and are sealed now')
+        except DataError as e: self.line(f'the options of {d} stay open: {e.what}: {e.why}')
 
 # %% ../../nbs/live/51_runner.ipynb #8d3e319d
 @patch
