@@ -152,7 +152,7 @@ async def sit(self:Runner, day, until:datetime|None=None):
 @patch
 def minute(self:Runner, m):
     "A bar for today's file; bars that come together are one write."
-    if not self.today.dirty: self.writing = asyncio.ensure_future(self.write()); self.writing.add_done_callback(self.feed.completed)
+    if not self.today.dirty: self.writing = self.link.mind(asyncio.ensure_future(self.write()))
     self.today.take(m)
     if m.provisional and (m.start//60) % self.every_min == self.every_min - 1: self.line(self.how(m))
 

@@ -235,6 +235,12 @@ def broke(self:Link, source, error):
     self.failure = self.failure or error
 
 @patch
+def mind(self:Link, task:asyncio.Future) -> asyncio.Future:
+    "`task`, whose failure is not lost: it is the failure of whoever drives this link."
+    task.add_done_callback(lambda t: None if t.cancelled() or not (e := t.exception()) else self.broke(t, e))
+    return task
+
+@patch
 def _ended(self:Link):
     "The socket is gone: everybody who listens hears of it as notice 0."
     [o(0, 'the connection ended') for o in self.told]
