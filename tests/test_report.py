@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT/'nbs'/'runs').glob('*.ipynb'))
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def browser():
-    "A headless Chromium that the machine has."
+    "A headless Chromium that the machine has. Its loop runs in this thread, so it must be gone before another module begins."
     path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
     if path is None or importlib.util.find_spec('playwright') is None: need('browser', 'a Chromium browser with playwright')
     from playwright.sync_api import sync_playwright
