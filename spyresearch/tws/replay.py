@@ -73,6 +73,8 @@ def before_open(
     if len(asof) > 10: return parse_asof(asof)
     day = (parse_asof(asof) if asof else tape.end).astimezone(ET).date()
     if not is_session(day): raise UsageError(f'{day} is not a trading day', 'a live run needs a session', 'name one, as --asof 2026-03-31')
+    bars = tape.bars.get(('TRADES', '1 min'))
+    if day not in tape.ticks and (bars is None or not (bars.index.date == day).any()): raise DataError(f'the tape {tape.name} has nothing of {day}', f'its record ends on {tape.end.astimezone(ET):%Y-%m-%d}, and has no minutes of that session', 'name another day with --asof')
     return session(day).open.to_pydatetime().astimezone(UTC) - BEFORE
 
 # %% ../../nbs/tws/24_replay.ipynb #0c80fffa
