@@ -402,8 +402,8 @@ def test_a_torn_line_is_cut_off_and_handed_over(tmp_path):
     chain = filled(tmp_path, 3); chain.log.close()
     with chain.log.file(DAY).open('ab') as o: o.write(b'2025-12-05T10:0')
     again = Chain(chain.link, tmp_path/'chain', DAY, lambda: 602.); again.quotes = chain.quotes
-    again.record(parse_asof('2025-12-05T09:59'))   # the clock was set back while the program was away
-    assert again.torn == '2025-12-05T10:0' and len(read_chain_day(tmp_path/'chain', DAY)) == 32
+    assert again.record(parse_asof('2025-12-05T09:59')) == 0   # the clock was set back while the program was away: that time is on record
+    assert again.torn == '2025-12-05T10:0' and len(read_chain_day(tmp_path/'chain', DAY)) == 24
     again.log.close(); again.log.file(DAY).write_bytes(again.log.file(DAY).read_bytes()[:-3])
     seal_chain_day(tmp_path/'chain', DAY)
     assert len(read_chain_day(tmp_path/'chain', DAY)) == 31

@@ -264,7 +264,8 @@ def chain_frame(
 def record(self:Chain, now:datetime) -> int: # rows written
     "Put the moment on record; what a crash tore off the file's end is left in `torn`."
     if self.torn is None: self.last_at, _, self.torn = self.log.resume(self.day) if self.log.is_open(self.day) else (None, 0, '')
-    self.last_at = now = max(now, self.last_at or now) # a clock that was set back must not end the record
+    if self.last_at and now < self.last_at: return 0 # the clock was set back: that time is on record already
+    self.last_at = now
     rows = self.rows(now)
     self.log.append(self.day, rows)
     return len(rows)

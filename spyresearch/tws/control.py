@@ -146,11 +146,12 @@ async def agree(self:Control, patience_s:float=60.):
     for _ in range(100_000):
         await self.srv.flushed()
         sent = {i: c.sent for i, c in self.srv.clients.items()}
-        for w in list(self.members): await self.ask(w, sent, patience_s)
+        asked = list(self.members)
+        for w in asked: await self.ask(w, sent, patience_s)
         await self.srv.heard_all({i: n for o in self.members.values() for i, n in o['sent'].items()})
         await settle()
         await self.srv.flushed()
-        if {i: c.sent for i, c in self.srv.clients.items()} == sent: return
+        if {i: c.sent for i, c in self.srv.clients.items()} == sent and all(o in asked for o in self.members): return # who came meanwhile has not been asked yet
 
 @patch
 async def ask(self:Control, writer, sent, patience_s):

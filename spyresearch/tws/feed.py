@@ -236,7 +236,7 @@ def doubted(self:Feed, name:str, state:str): "A stream that died without a word 
 def without_ticks(self:Feed, state:str, at:float):
     "Single trades are gone: for now, or because the account may not have them."
     self.doubted('ticks', state)
-    if state in ('denied', 'full'): self.denied.add('ticks')
+    if state in ('denied', 'full', 'competing'): self.denied.add('ticks')
     self.seconds.use('l1' if 'ticks' in self.denied and self.units['level1'].unit else '', at)
 
 @patch

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 
 from ..core import ET
 from . import messages as say
-from .inside import NS, Inside
+from .inside import NS, Inside, day_of
 from .ticks import depth_ops, levels
 from .wire import bar_cells, bar_update
 
@@ -237,7 +237,7 @@ class Option(Sub):
 
     def look(self, t) -> list:
         "What is new at `t`."
-        if (q := self.srv.listing.quote(self.con_id, t)) is None: return []
+        if (q := self.srv.listing.quote(self.con_id, t)) is None or day_of(q.at) != day_of(t): return [] # yesterday's last quote is none of today's
         return [(t, m) for m in self.sides(q) + self.amounts(q) + self.greeks(q)]
 
 # %% ../../nbs/tws/18_streams.ipynb #648e5ab2
