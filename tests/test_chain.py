@@ -93,7 +93,7 @@ def test_at_a_finite_speed(tmp_path):
         df = chain.log.read(DAY)
         last = df[df.index == df.index[-1]]
         assert len(last) == 90 and (last['status'] == 'quoted').all() and (df.index.second % 10).isin([0, 1, 2]).all() and srv.errors == []
-    on(f, speed=20.)
+    on(f, speed=20., faults=Faults(limits=dict(rate=1000)))   # a busy machine bunches what was sent in time
 
 
 def test_the_window_follows_the_price_within_its_lines(tmp_path):
@@ -406,7 +406,7 @@ def test_a_torn_line_is_cut_off_and_handed_over(tmp_path):
     assert again.torn == '2025-12-05T10:0' and len(read_chain_day(tmp_path/'chain', DAY)) == 24
     again.log.close(); again.log.file(DAY).write_bytes(again.log.file(DAY).read_bytes()[:-3])
     seal_chain_day(tmp_path/'chain', DAY)
-    assert len(read_chain_day(tmp_path/'chain', DAY)) == 31
+    assert len(read_chain_day(tmp_path/'chain', DAY)) == 23
 
 
 def test_nothing_on_record(tmp_path):
