@@ -49,6 +49,7 @@ class Feed:
         deadlines=DEADLINES,
     ):
         self.link, self.store, self.clock, self.venue, self.grace_s, self.deadlines = link, store, link.clock, venue, grace_s, dict(deadlines)
+        if isinstance(speed := getattr(self.clock, 'speed', 1.), (int, float)) and speed > 1: self.grace_s += .02*speed # at a replay's speed, the same delay on the way is so much longer
         for o in self.events: setattr(self, o, Event(o)); getattr(self, o).error_event += link.broke
         original = store.root/'original_data'
         self.log, self.prices = DayLog(original/'seconds', COLUMNS, text=TEXT), DayLog(original/'trades', TRADE_COLUMNS, unique=False)
