@@ -67,8 +67,10 @@ class Fed:
         self.task.cancel()
         return (await asyncio.gather(self.task, return_exceptions=True))[0]
 
-    rows = property(lambda self: self.feed.log.read(self.day))
-    trades = property(lambda self: self.feed.prices.read(self.day))
+    upto = None # what was recorded while a test waited for the last second is not looked at
+    rows = property(lambda self: self.until_end(self.feed.log.read(self.day)))
+    trades = property(lambda self: self.until_end(self.feed.prices.read(self.day)))
+    def until_end(self, df): return df if self.upto is None else df[df.index < self.upto]
     states = property(lambda self: [(s.what, s.name) for s in self.heard['stateEvent']])
     minutes = property(lambda self: {(m.start - self.feed.open)//60: m for m in self.heard['minuteEvent']})
     def said(self, what, name): return [s.reason for s in self.heard['stateEvent'] if (s.what, s.name) == (what, name)]
@@ -78,9 +80,12 @@ class Fed:
         s.conn.send(b''.join(m(s.id) for m in messages))
 
 
-async def clock_on(fed):
+async def clock_on(fed, end):
     "A moment more, in which the last second is closed."
-    if not fed.task.done(): await fed.clock.asleep(.5)
+    fed.upto = at(end, fed.on)
+    for _ in range(30):
+        if fed.task.done() or fed.feed.seconds.oldest >= fed.upto.timestamp(): return
+        await fed.clock.asleep(.25)
 
 
 async def feeding(root, begin, end, faults=FINE, do=None, ends=asyncio.CancelledError, on=DAY, **kw):
@@ -89,7 +94,7 @@ async def feeding(root, begin, end, faults=FINE, do=None, ends=asyncio.Cancelled
         fed = Fed(*parts, root, on).start()
         if do: await do(fed)
         await fed.until(end)
-        await clock_on(fed)
+        await clock_on(fed, end)
         fed.end = await fed.stop()
     assert isinstance(fed.end, ends), fed.end
     return fed

@@ -155,17 +155,113 @@ def test_seconds_of_another_source_are_refused_and_stay(tmp_path):
     assert fed.feed.log.file(fed.day).read_bytes() == kept
 
 
+def edited(one, old, new):
+    path = one.feed.log.file(one.day)
+    path.write_text(text := '\n'.join(new(o.split(',')) if o.startswith(old) else o for o in path.read_text().splitlines() if new or not o.startswith(old)) + '\n')
+    return text.encode()
+
+
+@pytest.mark.parametrize('new,why', [(None, 'is not there'), (lambda c: ','.join([c[0], '900', *c[2:]]), 'contradicts itself'), (lambda c: ','.join(c[:19] + ['fine'] + c[20:]), 'contradicts itself')])
+def test_seconds_that_somebody_edited_are_set_aside(tmp_path, new, why):
+    one = run(feeding(tmp_path, A, '09:31:00'))
+    changed = edited(one, '2025-12-01T09:30:20', new)
+    two = run(feeding(tmp_path, '09:32:00', '09:33:00'))
+    assert changed in {o.read_bytes() for o in two.feed.store.quarantined.iterdir()} and any(why in o for o in two.said('feed', 'set aside'))
+    rows = whole(two, '09:30:00', '09:33:00')
+    check_trades(rows, two.trades)
+
+
+def test_trades_by_price_that_are_gone_or_edited_are_told_and_the_seconds_stay(tmp_path):
+    one = run(feeding(tmp_path, A, '09:31:00'))
+    path, seconds = one.feed.prices.file(one.day), one.feed.log.file(one.day).read_bytes()
+    lines = path.read_text().splitlines()
+    path.write_text(text := '\n'.join(lines[:20] + lines[21:]) + '\n')
+    two = run(feeding(tmp_path, '09:32:00', '09:33:00'))
+    assert any('other trades than their rows say' in o for o in two.said('feed', 'set aside')) and text.encode() in {o.read_bytes() for o in two.feed.store.quarantined.iterdir()}
+    assert two.feed.log.file(two.day).read_bytes().startswith(seconds) and two.trades.index.min() >= at('09:32:00')
+    path.unlink()
+    three = run(feeding(tmp_path, '09:34:00', '09:35:00'))
+    assert len(three.said('feed', 'lost')) == 1 and not three.said('feed', 'set aside') and three.trades.index.min() >= at('09:34:00')
+
+
+def test_a_sealed_day_is_sealed_once_and_counts_all_its_starts(tmp_path):
+    run(feeding(tmp_path, A, '09:31:00'))
+    two = run(feeding(tmp_path, '15:58:00', '16:00:20', ends=dict))
+    two.feed.seal()
+    n = len(two.feed.journal.read())
+    assert two.feed.journal.read()[-1]['seconds'] == dict(Counter(two.rows['status'])) and two.rows['status'].value_counts()['data'] > 170
+    two.feed.seal()
+    assert len(two.feed.journal.read()) == n
+
+
+# --- held up on the way
+
+@pytest.mark.parametrize('s', [3, 12])
+def test_a_line_that_is_held_up_makes_no_false_claim(tmp_path, s):
+    fed = run(feeding(tmp_path, A, '09:33:00', story(('freeze', '09:31:10.4', dict(for_s=s)))))
+    rows = whole(fed, '09:30:00', '09:33:00')
+    t = truth('09:30:00', '09:33:00').groupby('second')['size'].sum().reindex(rows.index.as_unit('s').asi8).fillna(0)
+    sure = (rows['status'] == 'data').to_numpy()
+    assert np.array_equal(rows['volume'][sure], t[sure]) and sure.sum() > 150
+    late = fed.feed.late.read(fed.day) if fed.feed.late.file(fed.day).exists() else pd.DataFrame(dict(size=[]))
+    assert rows['volume'].sum() + late['size'].sum() == t.sum() or s > 5   # what is buffered beyond a socket's size is dropped with its connection
+
+
+def test_the_first_seconds_of_a_stream_are_told_in_part(tmp_path):
+    fed = run(feeding(tmp_path, '10:00:00.25', '10:00:20', story(('mute', '10:00:00.3', dict(on='ticks', for_s=2.6)))))
+    rows = whole(fed, '09:30:00', '10:00:20')
+    assert (part(rows, '10:00:01', '10:00:03')['status'] == 'partial').all() and (part(rows, '10:00:04', '10:00:20')['status'] == 'data').all()
+
+
+def test_another_login_ends_the_feed_and_keeps_the_record(tmp_path):
+    async def other(fed):
+        await fed.until('09:30:20')
+        fed.feed.store.provenance = 'tws'
+        await fed.until('09:31:00')
+    fed = run(feeding(tmp_path, A, '09:33:00', story(('drop', '09:30:30', {})), other, ends=DataError))
+    assert 'gives data of' in fed.end.what and 'not tws' in fed.end.what and len(fed.rows) >= 30
+
+
+def test_trades_and_quotes_reach_queues_as_they_reach_events(tmp_path):
+    async def listen(fed):
+        fed.ear = None
+        await fed.until('09:29:55')
+        fed.ear = fed.feed.audience.listen('trade', 'quote', size=100_000, past=False)
+    fed = run(feeding(tmp_path, A, '09:30:30', do=listen))
+    fed.ear.end()
+    got = list(fed.ear.queue)
+    assert [b for k, b in got if k == 'trade'] == fed.heard['tradeEvent'] and [b for k, b in got if k == 'quote'] == fed.heard['quoteEvent'][-sum(k == 'quote' for k, _ in got):] and len(got) > 100
+
+
 # --- who tells of trades
 
 @pytest.mark.parametrize('unit', [100, 1])
 def test_without_single_trades_level_1_tells_of_them(tmp_path, unit):
     fed = run(feeding(tmp_path, A, '09:38:00', Faults(rights=dict(ticks='none')), unit=unit))
     rows = whole(fed, '09:30:00', '09:38:00')
-    assert set(rows['trades_from']) == {'', 'l1'} and fed.feed.units['level1'].unit == unit and rows['trades_from'].iloc[0] == ''
-    assert rows['volume'][rows['trades_from'] == ''].isna().all() and rows['volume'][rows['trades_from'] == 'l1'].notna().sum() > 200
+    assert set(rows['trades_from']) == {'px', 'l1'} and fed.feed.units['level1'].unit == unit == fed.feed.record.unit and rows['trades_from'].iloc[0] == 'px'
+    first = rows[rows['trades_from'] == 'px']
+    assert first['volume'].isna().all() and first['trades'].isna().all() and first['open'].notna().sum() > 60 and rows['volume'][rows['trades_from'] == 'l1'].notna().sum() > 200
     per_minute = part(rows, '09:35:00', '09:38:00')['volume'].resample('1min').sum()
     assert per_minute.sum() == pytest.approx(truth('09:35:00', '09:38:00')['size'].sum(), abs=2*unit)
-    assert fed.states.count(('ticks', 'denied')) == 1 and len(fed.feed.own) == 4
+    assert fed.states.count(('ticks', 'denied')) == 1 and len(fed.feed.own) == 4 and len(fed.said('ticks', 'by level 1')) == 2
+
+
+def test_a_unit_is_known_the_next_morning_and_measured_again(tmp_path):
+    run(feeding(tmp_path, A, '09:34:00', Faults(rights=dict(ticks='none')), on=str(half)))
+    fed = run(feeding(tmp_path, A, '09:34:00', Faults(rights=dict(ticks='none'))))
+    rows = whole(fed, '09:30:00', '09:34:00')
+    assert set(rows['trades_from']) == {'l1'} and rows['volume'].notna().sum() > 200 and fed.feed.units['level1'].sure
+
+
+def test_a_unit_that_has_changed_stops_and_its_volumes_are_set_aside(tmp_path):
+    run(feeding(tmp_path, A, '09:34:00', Faults(rights=dict(ticks='none')), on=str(half)))
+    one = run(feeding(tmp_path, A, '09:36:00', Faults(rights=dict(ticks='none')), unit=1, ends=DataError))
+    assert 'units of 1 now' in one.end.what and one.feed.record.unit is None
+    wrong = one.feed.log.file(one.day).read_bytes()
+    two = run(feeding(tmp_path, '09:37:00', '09:38:00', Faults(rights=dict(ticks='none')), unit=1))
+    assert wrong in {o.read_bytes() for o in two.feed.store.quarantined.iterdir()} and any('units of 1' in o for o in two.said('feed', 'set aside'))
+    assert (part(whole(two, '09:30:00', '09:38:00'), '09:30:00', '09:37:00')['status'] == 'absent').all()
 
 
 def test_granted_later_single_trades_take_over_at_their_first(tmp_path):
@@ -182,7 +278,7 @@ def test_granted_later_single_trades_take_over_at_their_first(tmp_path):
 def test_a_unit_that_cannot_be_explained_stops_with_its_ratios(tmp_path, faults):
     fed = run(feeding(tmp_path, A, '09:45:00', Faults(**faults), unit=7, ends=DataError))
     assert 'unknown unit' in fed.end.what and '7' in fed.end.why and 'lots' in fed.end.todo and fed.clock.now() < at('09:40:00')
-    assert set(fed.rows['trades_from']) <= {'tbt', ''}
+    assert set(fed.rows['trades_from']) <= {'tbt', 'px'} and (not faults or fed.rows['volume'].isna().all())
 
 
 def test_trades_in_lots_stop_with_the_remedy(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def told_in_full(
     seconds:list, # the minute's sixty records
 ) -> bool:
     "Was nothing missed in this minute, and was it this minute that was told of?"
-    return len(seconds) == 60 and all(o['status'] in ('data', 'quiet') and o['data_type'] in LIVE for o in seconds) and all(o['trades_from'] for o in seconds if o['status'] == 'data')
+    return len(seconds) == 60 and all(o['status'] in ('data', 'quiet') and o['data_type'] in LIVE for o in seconds) and all(o['trades_from'] in ('tbt', 'l1') for o in seconds if o['status'] == 'data')
 
 # %% ../../nbs/tws/32_minutes.ipynb #1f81f26f
 class Minutes:
@@ -74,22 +74,26 @@ UNITS = (1, 100)
 
 class Unit:
     "Measures how many shares one unit of a volume is."
-    def __init__(self, what:str, need:int=2): # what: for the message; need: minutes that must agree
-        self.what, self.need, self.seen, self.unit = what, need, [], None
+    def __init__(self, what:str, need:int=2, known:int|None=None): # what: for the message; need: minutes that must agree; known: as it was measured another day
+        self.what, self.need, self.seen, self.unit, self.sure = what, need, [], known, False
 
     def minute(self, shares:float, units:float, weight:int=1): # weight: of a longer span
         "The same minute in shares and in the unknown unit."
-        if self.unit is not None or not shares > 0 or not units > 0: return
+        if self.sure or not shares > 0 or not units > 0: return
         self.seen += [shares/units]*weight
         near = [next((u for u in UNITS if u/2 <= r <= 2*u), None) for r in self.seen]
         for u in UNITS:
-            if near.count(u) >= self.need: self.unit = u
-        if self.unit is None and len(near) >= 2*self.need + 1: raise self.odd()
+            if near.count(u) >= self.need:
+                if self.unit not in (None, u): raise self.other(u)
+                self.unit, self.sure = u, True
+        if not self.sure and len(near) >= 2*self.need + 1: raise self.odd()
 
     def odd(self) -> DataError:
         ratios = ', '.join(f'{r:.3g}' for r in self.seen)
         return DataError(f'{self.what} is counted in an unknown unit', f'a minute of the API\'s bars is {ratios} times as much; 1 (shares) or 100 (lots) was expected',
                          'look at "Send market data in lots for US stocks" in the API settings of TWS, then start again; nothing was written in a wrong unit')
+    def other(self, u:int) -> DataError:
+        return DataError(f'{self.what} is counted in units of {u} now', f'it was {self.unit} when it was measured last; the settings of TWS have changed since', 'start again: the unit is measured anew, and what was counted wrongly today is set aside')
 
 # %% ../../nbs/tws/32_minutes.ipynb #80a33f74
 def differences(

@@ -90,20 +90,21 @@ class Seconds:
     "Makes one record a second; `faults` counts bad input by name, `late` the trades whose second was closed already, as (second, price, size)."
     def __init__(self,
         start:int, # first second to record, epoch seconds; quotes before it are taken in, trades are not counted
-        trades_from:str='tbt', # who tells of trades: tbt, l1, or '' nobody
+        trades_from:str='tbt', # who tells of trades: tbt, l1, px (level 1, prices alone), or '' nobody
     ):
         self.start = self.oldest = self._second = int(start) # `oldest`: the next one to close
         self.now = dict.fromkeys((*_SAID, 'bid_at', 'ask_at', 'last_at')) | dict(down=False)
         self._past, self._slots, self._books, self._then = {}, {}, {}, self.now.copy()
         self._at, self._book_at, self._px, self._tick, self._volume = 0., None, None, 0, None
         self.faults, self.late, self._cuts, self.trades_from = Counter(), [], set(), trades_from
+        self._mark, self._lag = 0, 0. # the latest second of which a trade was told, and how long after its end that was
         self.use(trades_from)
 
     px = property(lambda self: self._px) # the last reported price, USD; None before the first
 
     def use(self, source:str, at:float|None=None):
         "Say who tells of trades from `at` on; level 1 goes on from the volume last heard."
-        if source not in ('tbt', 'l1', ''): raise UsageError(f'trades come from tbt, l1 or nobody, not from {source!r}')
+        if source not in ('tbt', 'l1', 'px', ''): raise UsageError(f'trades come from tbt, l1, px or nobody, not from {source!r}')
         if at is not None and source != self.trades_from: self._cut(at)
         self.trades_from = self.now['trades_from'] = source
 
@@ -174,7 +175,7 @@ def _last(s, slot, field, x):
     "The last traded price."
     if not _fine(x): s.faults['bad_price'] += 1; return
     s.now['last_at'] = s._at
-    if s.trades_from != 'l1': return
+    if s.trades_from not in ('l1', 'px'): return
     if s._px is not None and slot is not None: slot.price(x)
     s._moved(x)
 
@@ -208,8 +209,15 @@ def quote(self:Seconds,
     take = _TAKE.get(field)
     if take is None: raise UsageError(f'level 1 has no field {field!r}', f"known: {', '.join(_TAKE)}")
     slot = self._arrive(at)
+    if second is not None and self.trades_from == 'l1': self._told(second)
     if slot and second is not None and self.oldest <= second <= self._at: slot = self._slot(int(second))
     take(self, slot, field, value)
+
+@patch
+def _told(self:Seconds, second):
+    "A trade of a second was told; those of earlier ones came before it."
+    if self._mark < second <= self._at + AHEAD: self._mark = second
+    self._lag = self._at - second - 1
 
 # %% ../../nbs/tws/07_seconds.ipynb #dda74f83
 @patch
@@ -245,7 +253,7 @@ def trade(self:Seconds,
     if not _fine(price): self.faults['bad_price'] += 1; return
     if not _fine(size): self.faults['bad_size'] += 1; return
     if conditions and not REPEATED.isdisjoint(conditions := _letters(conditions)): self.faults['repeated'] += 1; return
-    self.now['last_at'] = self._at
+    self.now['last_at'] = self._at; self._told(second)
     if self.start <= second < self.oldest: self.late.append((int(second), price, size)); return
     if (slot := self._slot_of(second)) is None: return
     if past_limit: self.faults['past_limit'] += 1
@@ -282,7 +290,22 @@ def up(self:Seconds, at:float): "The stream is up again."; self._cut(at); self.n
 def _cut(self:Seconds, at):
     "Something came or went: a second that it happened within is told in part only."
     s = self._step(at)
-    if self._at > s: self._cuts.add(s)
+    if self._at > s: self.part(s)
+
+@patch
+def part(self:Seconds, second:int):
+    "This second is told in part only."
+    if second >= self.oldest: self._cuts.add(second)
+
+# %% ../../nbs/tws/07_seconds.ipynb #93cbeeef
+@patch
+def told(self:Seconds,
+    second:int, # epoch seconds, over by now
+    grace_s:float, # how much later than its end a trade of a second usually comes, at most
+) -> bool:
+    "Has everything of a second been heard, as far as the order of messages can say?"
+    if self.now['down'] or self.trades_from in ('', 'px'): return True
+    return self._mark > second or self._at >= second + 1 + grace_s and self._lag <= grace_s
 
 # %% ../../nbs/tws/07_seconds.ipynb #63f88086
 _NO_BOOK = (None,)*len(LEVELS), None, ''
@@ -299,7 +322,7 @@ def _row(self:Seconds, slot, o, end, status, venue, levels):
     if not slot: return (None,)*11 + ages + (o['halted'], o['data_type'], source, status, '') + _NO_BOOK[0]
     spread = None if o['bid'] is None or o['ask'] is None else round(o['ask'] - o['bid'], 6)
     if spread is not None and spread < 0: self.faults['crossed_quote'] += 1; spread = None
-    n = (slot.volume, slot.trades) if source and (slot.trades or status == 'data') else (None, None)
+    n = (slot.volume, slot.trades) if source in ('tbt', 'l1') and (slot.trades or status == 'data') else (None, None)
     return (slot.open, slot.high, slot.low, slot.close, *n, o['bid'], o['ask'], o['bid_size'], o['ask_size'], spread,
             *ages, o['halted'], o['data_type'], source, status, venue, *levels)
 
@@ -308,6 +331,7 @@ def _row(self:Seconds, slot, o, end, status, venue, levels):
 def close(self:Seconds,
     second:int, # epoch seconds; the one after the last closed
     traded:bool=False, # does level 1 know of a trade in it?
+    whole:bool=True, # has all of it been told, as far as can be known?
 ) -> Second:
     "End a second: its record. What comes for it afterwards is late."
     if second != self.oldest: raise UsageError(f'second {second} cannot be closed', f'the next one is {self.oldest}', 'close each second once, in order')
@@ -320,7 +344,7 @@ def close(self:Seconds,
     missed = traded and self._then['trades_from'] == 'tbt' and not (slot and slot.trades)
     if missed: self.faults['missed_trade'] += 1
     part = second in self._cuts or missed; self._cuts.discard(second)
-    status = ('partial' if part else 'data') if slot else 'down' if before['down'] or self._then['down'] or part else 'quiet'
+    status = ('partial' if part or not whole else 'data') if slot else 'down' if before['down'] or self._then['down'] or part else 'quiet'
     return Second(second, self._row(slot, self._then, second + 1, status, venue, levels), _by_price(slot))
 
 # %% ../../nbs/tws/07_seconds.ipynb #0644b949
