@@ -1,7 +1,10 @@
 """What a replay refuses, and what goes wrong in it by script."""
 import asyncio
+import json
 from copy import copy
+from dataclasses import fields
 from datetime import timedelta
+from typing import get_args
 
 import ib_async
 import numpy as np
@@ -303,6 +306,32 @@ def test_frames_run_together_change_nothing(tape, calm):
     '{"rights": {"depth": "some"}}', '{"rights": {"news": "none"}}', '{"rights": "none"}', '{"limits": {"line": 5}}', '{"limits": {"lines": "5"}}', '{"limits": {"lines": -1}}', '{"limits": [5]}', '[1]', 'nowhere.json', '{'])
 def test_bad_scripts_are_usage_errors(text):
     with pytest.raises(UsageError): Faults.from_json(text)
+
+
+ODD = [('accept_close', (1, 'yes', None)), ('greeting', (5, ['x'])), ('mute', ('true',)), ('busy_ids', (5, '5', [1.5], [True], [-1], {'1': 2})), ('silent_history', (1, ['1'])),
+       ('history_errors', ([162, 'no'], {'3': 162}, {'3': ['162', 'no']}, {'3': [162]}, {'three': [162, 'no']}, {'0': [162, 'no']})), ('denied', (5, 'TRADES', ['TRADE'], [5])),
+       ('drop_after', ('x', 1.5, -1, True, 1e99)), ('delay_s', ('x', -.1, float('nan'), float('inf'), None, 1e99)), ('fragment', (-1, '3', 2.)), ('rights', ('none', {'depth': 'some'}, {'news': 'none'}, {'depth': True})),
+       ('limits', ([5], {'line': 5}, {'lines': '5'}, {'lines': -1}, {'lines': True}, {'lines': 1.5})), ('script', (5, 'drop', {'do': 'drop'}))]
+ODD_MISHAP = [('do', (5, 'explode')), ('at', (10, None)), ('when', (2,)), ('after_s', ('x', -1, float('nan'), True)), ('on', ('news', 5, ['depth'])), ('for_s', ('x', -1, float('inf'))), ('code', ('1100', 1.5, -1)), ('text', (5,))]
+
+
+@pytest.mark.parametrize('name,value', [(k, v) for k, vs in ODD for v in vs])
+def test_a_fault_of_the_wrong_type_is_named_with_what_is_expected(name, value):
+    with pytest.raises(UsageError) as e: Faults.from_json(json.dumps({name: value}))
+    assert f': {name} cannot be ' in e.value.what and e.value.why.startswith('expected ') and e.value.exit_code == 2
+
+
+@pytest.mark.parametrize('name,value', [(k, v) for k, vs in ODD_MISHAP for v in vs])
+def test_a_mishap_of_the_wrong_type_is_named_with_what_is_expected(name, value):
+    script = [{'do': 'say', 'at': '10:00:00', 'code': 1100, 'text': 'lost'} | {name: value}]
+    with pytest.raises(UsageError) as e: Faults.from_json(json.dumps(dict(script=script)))
+    assert f'a mishap: {name} cannot be ' in e.value.what and e.value.why.startswith('expected ')
+
+
+def test_every_field_of_a_script_is_checked():
+    assert [k for k, _ in ODD if k != 'mute'] == [k for k in Faults.__dataclass_fields__ if k not in ('mute', 'silent', 'read_only')] and [k for k, _ in ODD_MISHAP] == [*Mishap.__dataclass_fields__]
+    for kind in (Faults, Mishap):
+        assert all(f.type in (bool, str, int, float) or get_args(f.type) for f in fields(kind)), 'an annotation that says nothing of what is inside'
 
 
 def test_a_script_of_no_request_a_bad_depth_mode_and_a_bad_unit_are_usage_errors(tape):
