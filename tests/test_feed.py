@@ -208,7 +208,7 @@ def test_a_line_that_is_held_up_makes_no_false_claim(tmp_path, s):
 
 
 def test_the_first_seconds_of_a_stream_are_told_in_part(tmp_path):
-    fed = run(feeding(tmp_path, '10:00:00.25', '10:00:20', story(('mute', '10:00:00.3', dict(on='ticks', for_s=2.6)))))
+    fed = run(feeding(tmp_path, '10:00:00.2', '10:00:20', story(('mute', '10:00:00.2', dict(on='ticks', for_s=2.7)))))
     rows = whole(fed, '09:30:00', '10:00:20')
     assert (part(rows, '10:00:01', '10:00:03')['status'] == 'partial').all() and (part(rows, '10:00:04', '10:00:20')['status'] == 'data').all()
 

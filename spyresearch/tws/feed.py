@@ -10,7 +10,7 @@ __all__ = ['Quote', 'Trade', 'BookState', 'DEADLINES', 'LAST_WORD_S', 'HALT_S', 
 import asyncio
 from collections import Counter, namedtuple
 from datetime import date
-from math import inf
+from math import ceil, inf
 
 from eventkit import Event
 from fastcore.basics import patch
@@ -218,8 +218,7 @@ def with_ticks(self:Feed, at:float):
 def warmed(self:Feed, name:str, at:float):
     "A stream speaks. What it might have said before, while the request was on its way, nobody knows."
     since = self.warming.pop(name)
-    for s in range(int(since), int(min(at, since + WARM_S))): self.seconds.part(s)
-    if at > int(at) and at < since + WARM_S and int(at) > since: self.seconds.part(int(at))
+    for s in range(int(since), ceil(min(at, since + WARM_S))): self.seconds.part(s)
 
 @patch
 def doubted(self:Feed, name:str, state:str): "A stream that died without a word has to speak before it counts again."; (self.doubts.add if state == 'stale' else self.doubts.discard)(name)
