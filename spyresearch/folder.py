@@ -149,6 +149,16 @@ def _read(self:DayFolder):
     why = f"schema {m.get('schema')}, this program writes {SCHEMA}" if isinstance(m, dict) else m
     raise DataError(f'{self.manifest} is not a manifest of this program', why, 'restore it, or move it away: the files it stood for are then set aside and fetched again')
 
+# %% ../nbs/03_folder.ipynb #1291ecef
+@patch
+def claim(self:DayFolder,
+    provenance:str, # of what will be written
+):
+    "Make the folder one source's own; another's is refused."
+    have = self.m['provenance']
+    if have not in (None, provenance): raise DataError(f'{self.path} holds data from {have}, not {provenance}', 'data of two sources cannot be told apart afterwards', 'give each source its own folder with --data')
+    self.m['provenance'] = provenance
+
 # %% ../nbs/03_folder.ipynb #c72d3c03
 @patch
 def save(self:DayFolder):

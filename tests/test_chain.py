@@ -309,6 +309,96 @@ def test_a_feed_that_stays_mute_is_asked_ever_more_rarely(tmp_path):
     on(f, faults=Faults(script=(dict(do='mute', on='options', at='10:31:00', for_s=7200),)))
 
 
+# --- ages
+
+def age_of(q, at): return tuple(q.row(at, None)[COLUMNS.index(o)] for o in ('age', 'greeks_age'))
+
+
+def test_what_is_repeated_has_no_age_and_what_was_known_keeps_it():
+    q, model = Quote(Listed('20251205', 'C', 602., 7, ''), Counter()), [SimpleNamespace(iv=iv, delta=.5, gamma=.1, theta=-.1, vega=.1, px=1., under=602.) for iv in (.1, .2, .3)]
+    def hear(at, g, **said):
+        for word, v in said.items(): q.hear(at, word, v)
+        q.hear(at, 'greeks', model[g])
+        return age_of(q, at + 1)
+    standing = dict(bid=1., bid_size=5., ask=1.1, ask_size=6.)
+    q.ask()
+    assert hear(10., 0, **standing) == (None, None) and hear(20., 1, ask_size=7.) == (1, 1)
+    standing['ask_size'] = 7.
+    q.ask()   # asked again while the old values stand
+    assert age_of(q, 30.) == (10, 10) and hear(40., 1, **standing) == (21, 21)
+    q.forget()   # the line was down
+    assert age_of(q, 50.) == (None, None)
+    q.ask()
+    assert hear(60., 1, bid=1., bid_size=5.) == (41, 41) and hear(60., 2, ask=1.1, ask_size=7.) == (41, 1)   # the same quote as before; a model that has moved since
+    q.forget()
+    q.ask()
+    assert hear(70., 0, **standing | dict(bid=1.05)) == (None, None) and age_of(q, 500.) == (None, None)   # changed while nobody listened: nobody knows when
+    assert hear(80., 0, bid=1.06) == (1, None)
+    q.ask()
+    assert hear(90., 0, bid=-1.) == (None, None) and q.status() == 'no bid' and hear(91., 0, bid=-1.)[0] is None and hear(95., 0, bid=1.) == (1, None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(['ask', 'forget']) | st.tuples(st.sampled_from(['bid', 'ask', 'bid_size', 'ask_size']), st.integers(1, 3)), max_size=30))
+def test_no_quote_is_younger_than_its_last_change(said):
+    "Against the truth: each word's value at TWS changes when a word says so, and a request repeats all."
+    q, truth, changed, at = Quote(Listed('20251205', 'C', 602., 7, ''), Counter()), {}, None, 0.
+    q.ask()
+    for o in said:
+        at += 1.
+        if o == 'forget': q.forget()
+        if o in ('ask', 'forget'):
+            q.ask()
+            for word, v in truth.items(): q.hear(at, word, v)
+        else:
+            word, v = o[0], float(o[1])
+            if truth.get(word) != v: changed = at
+            truth[word] = v
+            q.hear(at, word, v)
+        age = age_of(q, at)[0]
+        assert age is None or age >= at - changed
+
+
+def test_a_recorded_chain_keeps_its_age_when_it_is_asked_for_again(tmp_path, shared):
+    "Snapshots are half an hour apart, so a silent minute makes the chain ask again, and again."
+    tape, day = open_tape(bars=[shared('spy_1min.parquet')], chain=shared('spy_chain_0-7dte.parquet')), date(2026, 7, 10)
+    async def f(srv, link):
+        chain = chain_of(link, tmp_path, lambda: 750., day)
+        await chain.run(parse_asof('2026-07-10T11:34'))
+        return chain.faults['silent'], chain.log.read(day)
+    silent, df = on(f, at='2026-07-10T10:35', tape=tape)
+    snapshot = [t for t in tape.chain.index.unique() if pd.Timestamp('2026-07-10 10:36', tz=ET) < t < pd.Timestamp('2026-07-10 11:34', tz=ET)]
+    before, after = df[df.index < snapshot[0]], df[df.index > snapshot[0] + pd.Timedelta('5s')]
+    since = (after.index - snapshot[0]).total_seconds()
+    known = after['age'].notna()
+    assert silent >= 3 and before['age'].isna().all() and (before['status'] != 'no quote').any() and known.mean() > .9
+    last = max(t for t in snapshot)
+    assert (after['age'][known] >= np.where(after.index > last + pd.Timedelta('5s'), (after.index - last).total_seconds(), 0)[known] - 5).all() and after['age'].max() <= since.max()
+    late = df[df.index > last + pd.Timedelta('4min')]
+    assert len(late) and (late['age'].dropna() > 230).all()
+
+
+def test_a_contract_that_leaves_the_window_and_comes_back_keeps_its_age(tmp_path):
+    async def f(srv, link):
+        px = [602.3]
+        chain = chain_of(link, tmp_path, lambda: px[0])
+        await chain.prepare()
+        await chain.follow()
+        await link.clock.asleep(5)
+        first = chain.quotes[con_id(Option('20251205', 'C', 598.))]
+        px[0] = 612.
+        await chain.follow()
+        await link.clock.asleep(30)
+        gone = con_id(Option('20251205', 'C', 598.)) not in chain.quotes
+        px[0] = 602.3
+        await chain.follow()
+        back = chain.quotes[con_id(Option('20251205', 'C', 598.))]
+        await link.clock.asleep(.5)
+        return first is not back, back.quote is first.quote, gone, age_of(back, link.clock.monotonic())[0]
+    other, same_memory, gone, age = on(f)
+    assert other and same_memory and gone and (age is None or age >= 30)
+
+
 # --- the calendar
 
 def test_a_half_day_ends_at_one(tmp_path):

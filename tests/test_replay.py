@@ -11,14 +11,16 @@ from datetime import date, datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
-from ib_async import IB, Stock
+from ib_async import IB, Contract, LimitOrder, Option, Stock
 from ib_async.wrapper import RequestError
 
 from spyresearch.core import ET, UTC, DataError, FixedClock, UsageError, parse_asof
 from spyresearch.sessions import last_sessions, minutes, session
 from spyresearch.tws import wire
 from spyresearch.tws.faults import Faults
-from spyresearch.tws.replay import ReplayServer, spawn
+from spyresearch.tws.replay import ReplayServer, about, before_open, open_tape, spawn, start_of
+from spyresearch.tws.server import DEEP, READ_ONLY
+from spyresearch.tws.source import Source, open_source
 from spyresearch.tws.tape import Tape, tape_from_files
 
 SPY = Stock('SPY', 'SMART', 'USD')
@@ -316,6 +318,105 @@ def test_taken_port():
             with spawn(days=10, port=s.getsockname()[1]): pass
 
 
+# --- contracts and orders
+
+async def asking(srv, f):
+    "What `f(ib)` gives, and every error the client is told."
+    ib, told = await client(srv), []
+    ib.RaiseRequestErrors = False
+    ib.errorEvent += lambda req_id, code, what, *_: told.append((req_id, code, what))
+    try: return await f(ib), [o for o in told if o[1] not in (2104, 2106, 2158)]
+    finally: ib.disconnect()
+
+
+def test_a_contract_comes_back_from_the_venue_where_it_was_asked_for():
+    async def f(ib):
+        asks = [Stock('SPY', v, 'USD') for v in ('', 'SMART', *DEEP)] + [Contract(conId=756733, exchange='ARCA'), Contract(conId=756733)]
+        found = [await ib.reqContractDetailsAsync(c) for c in asks]
+        again = [await ib.reqContractDetailsAsync(d.contract) for [d] in found]
+        lost = [await ib.reqContractDetailsAsync(c) for c in (Stock('SPY', 'LSE', 'USD'), Contract(conId=756733, exchange='LSE'), Stock('SPY', 'SMART', 'EUR'))]
+        return [d for [d] in found], [d for [d] in again], lost, await ib.qualifyContractsAsync(Stock('SPY', 'NASDAQ', 'USD'))
+    (found, again, lost, qualified), told = on(lambda srv: asking(srv, f))
+    assert [d.contract.exchange for d in found] == [d.contract.exchange for d in again] == ['SMART', 'SMART', *DEEP, 'ARCA', 'SMART']
+    assert {d.contract.primaryExchange for d in found} == {'ARCA'} and {'SMART', *DEEP} <= set(found[0].validExchanges.split(',')) and len({d.validExchanges for d in found}) == 1
+    assert lost == [[]]*3 and [o[1] for o in told] == [200]*3 and qualified[0].conId == 756733 and qualified[0].exchange == 'NASDAQ'
+    assert len(found[0].marketRuleIds.split(',')) == len(found[0].validExchanges.split(','))
+
+
+def test_a_venue_without_spy_is_unknown_to_every_request():
+    async def f(srv):
+        raw = await Raw.open(srv)
+        far = ['756733', 'SPY', 'STK', '', 0., '', '', 'LSE', '', 'USD', '', '']
+        for ask in ([1, 11, 1, *far, False, '', False, False, ''], [10, 5, 2, *far, 5, False, ''], [20, 3, *far, False, '', '1 min', '1 D', True, 'TRADES', 2, False, ''],
+                    [97, 4, *far, 'Last', 0, False], [87, 5, *far, False, True, 'TRADES', 2]): await raw.say(*ask)
+        return [await raw.hear() for _ in range(5)]
+    assert [o[2:4] for o in on(f)] == [[str(i), '200'] for i in range(1, 6)]
+
+
+def test_no_order_is_taken_and_none_is_left_waiting():
+    async def f(ib):
+        trade = ib.placeOrder(Stock('SPY', 'SMART', 'USD', conId=756733), LimitOrder('BUY', 100, 600.))
+        await ib.reqCurrentTimeAsync()
+        ib.cancelOrder(trade.order)
+        ib.exerciseOptions(Option('SPY', '20251205', 600, 'C', 'SMART'), 1, 1, 'TOY', 0)
+        ib.reqGlobalCancel()
+        what_if = asyncio.ensure_future(ib.whatIfOrderAsync(Stock('SPY', 'SMART', 'USD', conId=756733), LimitOrder('BUY', 1, 600.)))
+        await ib.reqCurrentTimeAsync()
+        what_if.cancel()
+        return trade
+    trade, told = on(lambda srv: asking(srv, f))
+    assert [o[1:] for o in told] == [READ_ONLY]*5 and [o[0] for o in told[:2]] == [trade.order.orderId]*2 and told[3][0] == -1 and len({o[0] for o in told}) == 4
+    assert trade.log[-1].errorCode == 321 and trade.orderStatus.filled == 0 and not trade.fills
+
+
+# --- where a replay begins, and what it says of itself
+
+def seconds_of(day, n=3): return ['ts,open,high,low,close,volume', *(f'{day}T09:3{i}:0{i}-05:00,{600 + i},{601 + i},{599 + i},{600.5 + i},{100 + i}' for i in range(n))]
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    "Two sessions of trades by the second, as a file."
+    path = tmp_path/'seconds.csv'
+    path.write_text('\n'.join(seconds_of('2025-12-01') + seconds_of('2025-12-02')[1:]) + '\n')
+    return path
+
+
+@pytest.mark.parametrize('live', [False, True])
+def test_a_day_the_tape_lacks_is_refused(recorded, live):
+    tape = open_tape(trades=recorded)
+    for day in ('2025-12-03', '2025-11-28', '2030-01-02'):
+        with pytest.raises(DataError, match=f'has nothing of {day}'): before_open(tape, day, live)
+    with pytest.raises(UsageError, match='not a trading day'): before_open(tape, '2025-11-27', live)
+    assert before_open(tape, '', live) == parse_asof('2025-12-02T09:15') and before_open(tape, '2025-12-01', live) == parse_asof('2025-12-01T09:15') and start_of(tape) == tape.end
+
+
+def test_a_day_that_the_tape_lacks_is_refused_by_the_process(recorded):
+    for day in ('2025-12-03', '2030-01-02'):
+        with pytest.raises(DataError, match=f'has nothing of {day}'):
+            with open_source(Source(trades=str(recorded), asof=day), from_open=True): pass
+
+
+def started(*args, n_err):
+    "The first two lines that `spy replay` prints, and `n_err` lines for its user."
+    p = subprocess.Popen([sys.executable, '-m', 'spyresearch.cli', 'replay', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try: return [p.stdout.readline().split()[0] for _ in 'ab'], [p.stderr.readline().rstrip() for _ in range(n_err)]
+    finally:
+        p.terminate()
+        p.wait(10)
+        for o in (p.stdout, p.stderr): o.close()
+
+
+def test_a_server_says_what_it_holds_where_it_comes_from_and_when_it_begins(recorded):
+    first, told = started('--trades', recorded, '--speed', '60', '--from-open', n_err=9)
+    assert first == ['listening', 'control'] and told == [
+        'tape seconds: REPLAY (replay:seconds)', 'days: 2, 2025-12-01 to 2025-12-02', 'history: TRADES (1 min); minutes of TRADES are sums of the record', 'level 1: recorded',
+        'single trades: NOT HELD', 'single quotes: NOT HELD', '5-second bars: NOT HELD', 'depth: NOT HELD', 'options: NOT HELD']
+    first, told = started('--sessions', 10, n_err=10)
+    assert first == ['listening', 'control'] and told[0] == 'tape demo: SIMULATED (simulated:demo)' and 'depth: drawn inside the minutes' in told and 'stands still at 2025-12-05 16:00:00' in told[-1]
+    assert about(ReplayServer(open_tape(trades=recorded), speed='max'))[-1].endswith('no stream moves: begin earlier with --from-open or --asof')
+
+
 # --- real prices
 
 @pytest.fixture(scope='module')
@@ -381,3 +482,84 @@ def test_recorded_trade_counts_come_through(shared):
     (bars,) = on(lambda srv: walk(srv, [('20210104 16:00:00 US/Eastern', '1 D', '1 min', 'TRADES')]), tape)
     file = pd.read_parquet(shared('spy_1min_ib_2021q1.parquet'))
     assert [b.barCount for b in bars] == file['trades'].iloc[:390].astype(int).tolist()
+
+
+# --- records without bars
+
+@pytest.fixture(scope='module')
+def by_second(shared): return open_tape(quotes=shared('spy_quotes_1s_2013.parquet'), trades=shared('spy_trades_1s_2013.parquet'))
+
+
+def test_real_seconds_add_up_to_minutes(by_second, shared):
+    t = pd.read_parquet(shared('spy_trades_1s_2013.parquet')).set_index('ts').tz_convert(ET).between_time('09:30', '16:00', inclusive='left')
+    want = t.resample('1min').agg(dict(open='first', high='max', low='min', close='last', volume='sum')).dropna()
+    got = by_second.bars['TRADES', '1 min']
+    assert list(got) == list(want) and (got.index == want.index).all() and (got.to_numpy() == want.to_numpy(float)).all() and len(got) == 5*390
+    assert by_second.account == 'REPLAY-spy_quotes_1s_2013' and not by_second.drawn
+
+
+def test_real_quotes_add_up_to_bid_and_ask(by_second, shared):
+    "Each second weighs one second; the quote of a second stands at its end."
+    q = pd.read_parquet(shared('spy_quotes_1s_2013.parquet')).set_index('ts').tz_convert(ET).between_time('09:30', '16:00', inclusive='left')[['bc', 'ac']].astype(float).round(4)
+    got = by_second.bars['BID_ASK', '1 min']
+    for minute in got.index[[1, 200, 389, 391, -1]]:
+        stands = q[minute - pd.Timedelta('1min'):minute + pd.Timedelta('59s')].resample('1s').last().ffill().shift(1)[minute:]   # what stands through a second is the quote at the end of the one before
+        inside = q[minute:minute + pd.Timedelta('59s')]
+        b = got.loc[minute]
+        if minute.hour != 9 or minute.minute != 30:
+            assert b['open'] == pytest.approx(stands['bc'].mean(), abs=1e-6) and b['close'] == pytest.approx(stands['ac'].mean(), abs=1e-6)
+        assert (b['high'], b['low']) == (max(inside['ac'].max(), stands['ac'].max()), min(inside['bc'].min(), stands['bc'].min()))
+    assert len(got) == 5*390 and (got['open'] < got['close']).all() and ((got['low'] <= got['open']) & (got['close'] <= got['high'])).all()
+
+
+def test_bars_that_were_given_are_not_touched(shared):
+    tape = open_tape([shared('spy_1min.parquet')], trades=shared('spy_trades_1s_2013.parquet'))
+    alone, bars = tape_from_files([shared('spy_1min.parquet')]).bars['TRADES', '1 min'], tape.bars['TRADES', '1 min']
+    after = bars['2021':]
+    assert (after.index == alone.index).all() and (after.to_numpy() == alone.to_numpy()).all() and len(bars[:'2013']) == 5*390 and bars.index.is_monotonic_increasing
+
+
+async def live_minutes(srv):
+    ib = await client(srv)
+    [d] = await ib.reqContractDetailsAsync(SPY)
+    out = [await ib.reqHistoricalDataAsync(d.contract, '', '2 D', '1 min', what, True, 2) for what in ('TRADES', 'BID_ASK')]
+    ib.disconnect()
+    return out
+
+
+def test_summed_minutes_are_history_and_unknown_counts_say_so(by_second):
+    trades, quotes = on(live_minutes, by_second, asof=parse_asof('2013-10-09T10:00'))
+    want = by_second.bars['TRADES', '1 min']['2013-10-08':'2013-10-09 09:59']
+    assert (frame_of(trades) == want.to_numpy()).all() and {(b.average, b.barCount) for b in trades} == {(-1, -1)} and len(quotes) == len(trades) == 420
+
+
+def test_a_book_of_a_closed_day_begins_with_its_record_and_is_no_live_run(shared):
+    path = shared('es_book10_20231225.parquet')
+    tape = open_tape(book=path)
+    begin = before_open(tape)
+    first = datetime.fromtimestamp(int(tape.ticks[date(2023, 12, 25)].books.t[0])//10**9, UTC)
+    assert begin == first == start_of(tape) == before_open(tape, '2023-12-25') and tape.bars == {}
+    with pytest.raises(DataError, match='no session of SPY'): before_open(tape, live=True)
+    with pytest.raises(DataError, match='any client can listen'):
+        with open_source(Source(book=str(path)), from_open=True): pass
+    told = started('--book', path, '--speed', '60', n_err=10)[1]
+    assert told[0] == 'tape es_book10_20231225: REPLAY (replay:es_book10_20231225)' and told[7] == 'depth: recorded' and told[9] == 'time begins at 2023-12-25 17:55:00 New York, 60 times as fast as real time'
+
+
+async def listen(host, port):
+    ib = IB()
+    await ib.connectAsync(host, port, clientId=1)
+    deep = []
+    t = ib.reqMktDepth(Stock('SPY', 'ARCA', 'USD', conId=756733), 10)
+    t.updateEvent.connect(lambda o: deep.extend(o.domTicks), keep_ref=True)
+    for _ in range(200):
+        await asyncio.sleep(.05)
+        if len(deep) > 500: break
+    ib.disconnect()
+    return deep
+
+
+def test_a_book_alone_is_heard_from_its_beginning(shared):
+    path = shared('es_book10_20231225.parquet')
+    with spawn(book=path, speed='120') as (host, port): deep = asyncio.run(listen(host, port))
+    assert len(deep) > 500 and {o.side for o in deep} == {0, 1}

@@ -1,5 +1,6 @@
 """The live side of the replay server over real sockets: what unmodified clients are told is what the tape holds."""
 import asyncio
+import sys
 from collections import Counter
 from copy import copy
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from spyresearch.core import provenance_of
 from spyresearch.sessions import minutes
 from spyresearch.tws.book import Book
 from spyresearch.tws.replay import open_tape
+from spyresearch.tws.server import READ_ONLY
 from spyresearch.tws.tape import Tape
 from spyresearch.tws.wire import REQUESTS
 
@@ -88,7 +90,20 @@ async def issue_the_rest(ib, spy):
     ib.client.setServerLogLevel(3)
     ib.client.cancelPositions()
     ib.client.cancelAccountUpdatesMulti(77)
+    await issue_orders(ib, spy)
+
+
+async def issue_orders(ib, spy):
+    "Everything that trades; an order, its cancel, an exercise and a what-if keep their own numbers."
+    lib, ib.ear.refused = sys.modules[type(ib).__module__.split('.')[0]], []
+    ib.errorEvent += lambda req_id, code, what, *_: ib.ear.refused.append((req_id, code, what))
+    trade = ib.placeOrder(spy, lib.LimitOrder('BUY', 1, 600.))
+    ib.client.cancelOrder(trade.order.orderId, '')
+    ib.client.exerciseOptions(901, spy, 1, 1, '', 0)
+    ib.client.placeOrder(902, spy, lib.LimitOrder('SELL', 1, 600., whatIf=True))
+    ib.reqGlobalCancel()
     await ib.reqCurrentTimeAsync()
+    ib.ear.trade = trade
 
 
 @pytest.fixture(scope='module', params=[ib_async, ib_insync], ids=lambda lib: lib.__name__)
@@ -97,7 +112,17 @@ def every(demo, request): return run(issue_everything(demo, request.param))
 
 def test_every_request_was_issued_and_none_refused(every):
     assert every.requests == set(REQUESTS), set(REQUESTS) - every.requests
-    assert [o.codes for o in every.ears] == [[162], [], [], [], []]   # the cancelled history request says so
+    assert [o.codes for o in every.ears] == [[162] + [321]*5, [], [], [], []]   # the cancelled history request says so, and no order is taken
+
+
+def test_every_order_is_refused_with_its_own_number(every):
+    ear = every.ears[0]
+    n = ear.trade.order.orderId
+    assert [o[:2] for o in ear.refused] == [(n, 321), (n, 321), (901, 321), (902, 321), (-1, 321)] and {o[2] for o in ear.refused} == {READ_ONLY[1]}
+    assert ear.trade.log[-1].errorCode == 321 and 'Read-Only' in ear.trade.log[-1].message and not ear.trade.fills
+
+
+def test_time_stood_where_it_was_said_and_nothing_lives_on(every):
     assert every.now == every.at == at(B) and not every.left
 
 

@@ -2,7 +2,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ib_async import Stock
+from ib_async import LimitOrder, Stock
 from ib_async.client import Client
 
 from spyresearch.core import FeedError
@@ -36,6 +36,7 @@ def test_bars_survive_the_wire_to_the_last_bit(rows):
 
 SPY = Stock('SPY', 'SMART', 'USD', conId=756733)
 CALLS = {  # every request the server knows, as ib_async sends it
+    3: lambda c: c.placeOrder(1, SPY, LimitOrder('BUY', 1, 600.)), 4: lambda c: c.cancelOrder(1), 21: lambda c: c.exerciseOptions(1, SPY, 1, 1, '', 0), 58: lambda c: c.reqGlobalCancel(),
     1: lambda c: c.reqMktData(1, SPY, '233', True, False, None), 2: lambda c: c.cancelMktData(1), 5: lambda c: c.reqOpenOrders(),
     6: lambda c: c.reqAccountUpdates(True, 'A'), 8: lambda c: c.reqIds(1), 9: lambda c: c.reqContractDetails(1, SPY),
     10: lambda c: c.reqMktDepth(1, SPY, 10, True, None), 11: lambda c: c.cancelMktDepth(1, True), 14: lambda c: c.setServerLogLevel(2),
@@ -65,6 +66,7 @@ def test_every_request_of_the_client_is_read_whole(version):
         said = spoken(call, version)
         r = wire.parse(said, version)
         assert r.msg_id == msg_id and getattr(r, 'req_id', 1) == 1
+        if hasattr(r, 'order') or hasattr(r, 'exercise'): continue   # kept as they came, to be refused
         if len(said) > 1:
             with pytest.raises(FeedError): wire.parse(said[:-1], version)
         with pytest.raises(FeedError): wire.parse([*said, 'x'], version)

@@ -44,25 +44,18 @@ class Chain:
     ):
         self.link, self.day, self.spot, self.lines, self.expiries, self.every_s = link, day, spot, lines, expiries, every_s
         self.provenance, self.log, self.cache = provenance or link.provenance, _log(folder), Path(folder)/f'contracts-{day}.json'
-        self.listed, self.centres, self.window, self.quotes = {}, {}, [], {} # quotes: con_id -> Quote
+        self.listed, self.centres, self.window, self.quotes, self.past = {}, {}, [], {}, {} # quotes: con_id -> Quote; past: those that left the window
         self.budget, self.granted, self.retry_at, self.patience_s, self.answer = lines, False, 0., SILENT_S, None
         self.state, self.reason, self.why_not, self.told, self.faults = 'waiting', '', '', [], Counter()
         self.last_at = self.torn = None
-        self._claim()
+        self.log.claim(self.provenance)
 
     unavailable = property(lambda self: self.state == 'unavailable')
     used = property(lambda self: sum(q.sub.live for q in self.quotes.values()))
 
 SILENT_S = 60. # without a word from any contract, in the session
 
-# %% ../../nbs/tws/37_chain.ipynb #bdabd733
-@patch
-def _claim(self:Chain):
-    "A folder holds the data of one source."
-    have = self.log.m['provenance']
-    if have not in (None, self.provenance): raise DataError(f'{self.log.path} holds data from {have}, not {self.provenance}', 'results from different sources cannot be told apart afterwards', 'give each source its own folder with --data')
-    self.log.m['provenance'] = self.provenance
-
+# %% ../../nbs/tws/37_chain.ipynb #d310123b
 @patch
 def _turn(self:Chain, state, reason=''):
     "Another state; told once, and a lacking permission once until it is there."
@@ -111,6 +104,7 @@ def choose(self:Chain,
 def _new(self:Chain, o) -> Quote:
     "A contract that is about to be asked for."
     q = self.quotes[o.con_id] = Quote(o, self.faults)
+    if was := self.past.pop(o.con_id, None): q.quote, q.model = was.quote, was.model
     def hear(word, *values):
         q.hear(q.sub.heard_at, word, *values)
         if word not in ('params', 'data_type'): self._answered(True)
@@ -131,13 +125,14 @@ async def _begin(self:Chain, o):
     if not q.sub.live and self.used >= self.budget: return
     if q.sub.live: await self.link.room()
     q.again, q.code = False, 0
+    q.ask()
     await q.sub.start()
 
 @patch
 async def _end(self:Chain, q):
-    "Cancel a contract, and forget it."
+    "Cancel a contract; what it said last is kept, in case it comes back."
     if q.sub.live: await self.link.room()
-    q.sub.stop(); self.quotes.pop(q.listed.con_id, None)
+    q.sub.stop(); self.past |= {q.listed.con_id: q}; self.quotes.pop(q.listed.con_id, None)
 
 # %% ../../nbs/tws/37_chain.ipynb #43f50c45
 NO_RIGHT = DENIED | {10091}

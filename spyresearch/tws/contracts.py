@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Listed', 'COLUMNS', 'TEXT', 'option_params', 'contract_of', 'contracts', 'keep_contracts', 'kept_contracts', 'ends',
-           'Quote']
+           'Since', 'Quote']
 
 # %% ../../nbs/tws/36_contracts.ipynb #8ecbb664
 import json
@@ -88,6 +88,20 @@ def ends(expiry:str) -> datetime: # aware, New York
     d = _day(expiry)
     return session(d).close.to_pydatetime() if is_session(d) else datetime(d.year, d.month, d.day, tzinfo=ET)
 
+# %% ../../nbs/tws/36_contracts.ipynb #6e0b944f
+class Since:
+    "Since when something stands, as far as it was heard."
+    def __init__(self): self.at, self.last, self.first, self.moved = None, {}, set(), False
+    def ask(self): "A stream begins: its first words repeat what stands."; self.first, self.moved = set(), False
+
+    def hear(self, at:float, word:str, value): # at: seconds of a clock that only goes forward; value: None for none
+        "One word that may be another than before."
+        first, same = word not in self.first, word in self.last and self.last[word] == value
+        self.first.add(word); self.last[word] = value
+        if same: return
+        if not first: self.at, self.moved = at, True
+        elif not self.moved: self.at = None
+
 # %% ../../nbs/tws/36_contracts.ipynb #fce64f32
 _QUOTE = ['bid', 'ask', 'bid_size', 'ask_size', 'last', 'volume', 'open_interest']
 _MODEL = dict(iv='iv', delta='delta', gamma='gamma', theta='theta', vega='vega', model_px='px', under='under') # column -> field of Greeks
@@ -98,9 +112,11 @@ class Quote:
     "One contract and what was heard of it."
     def __init__(self, listed:Listed, faults:Counter): # faults: bad input by name
         self.listed, self.faults, self.sub, self.code, self.until, self.again = listed, faults, None, 0, 0., False
+        self.quote, self.model = Since(), Since()
         self.forget()
 
-    def forget(self): "Nothing is known any more."; self.said, self.at, self.greeks_at = {}, None, None
+    def forget(self): "Nothing is known any more."; self.said = {}
+    def ask(self): "A stream begins."; self.quote.ask(); self.model.ask()
 
 # %% ../../nbs/tws/36_contracts.ipynb #2ddb907e
 @patch
@@ -116,16 +132,16 @@ def _side(self:Quote, at, side, px):
     if 0 < px < inf: self.said[side] = px
     elif px != px or px in (0, -1): self.said.pop(side, None); self.said.pop(side + '_size', None)
     else: self.faults['bad_price'] += 1; return
-    self.at = at
+    self.quote.hear(at, side, self.said.get(side))
 
 # %% ../../nbs/tws/36_contracts.ipynb #e771dcec
 @patch
 def _amount(self:Quote, at, word, v):
     "A size, a count, or the last price."
-    if word in ('bid_size', 'ask_size'): self.at = at
     if word == 'volume' and v < self.said.get(word, 0): self.faults['volume_falls'] += 1
     if 0 <= v < inf and (v or word != 'last'): self.said[word] = v
     else: self.said.pop(word, None); self.faults['bad_amount'] += 1
+    if word in ('bid_size', 'ask_size'): self.quote.hear(at, word, self.said.get(word))
 
 @patch
 def _model(self:Quote, at, g):
@@ -133,7 +149,7 @@ def _model(self:Quote, at, g):
     new = {k: v for k, f in _MODEL.items() if (v := getattr(g, f)) is not None and abs(v) < 1e15}
     if not new.get('iv', 0) > 0: new.pop('iv', None); self.faults['no_iv'] += 1
     self.said = {k: v for k, v in self.said.items() if k not in _MODEL} | new
-    self.greeks_at = at
+    self.model.hear(at, 'greeks', new)
 
 # %% ../../nbs/tws/36_contracts.ipynb #b64dbfea
 @patch
@@ -150,6 +166,6 @@ def row(self:Quote, at:float, spot:float|None, down:bool=False) -> list: # a val
     o, s = self.listed, {} if down else self.said
     if 'bid' not in s: s = s | dict(bid_size=None)
     if 'ask' not in s: s = s | dict(ask_size=None)
-    ages = [None if t is None or down else round(max(at - t, 0.), 3) for t in (self.at, self.greeks_at)]
+    ages = [None if since.at is None or not any(k in s for k in kinds) else round(max(at - since.at, 0.), 3) for since, kinds in ((self.quote, ('bid', 'ask')), (self.model, _MODEL))]
     iso = f'{o.expiry[:4]}-{o.expiry[4:6]}-{o.expiry[6:]}'
     return [iso, o.right, o.strike, o.con_id, *(s.get(k) for k in (*_QUOTE, *_MODEL)), spot, *ages, s.get('data_type'), 'down' if down else self.status()]

@@ -65,8 +65,9 @@ def name(self:Source):
 
 @patch(as_prop=True)
 def fingerprint(self:Source):
-    "Hash of the bars files' content; empty without files. Two files of one name are two markets."
-    return hashlib.sha256(''.join(map(file_hash, self.bars)).encode()).hexdigest()[:16] if self.bars else ''
+    "Hash of the files that history is made of, by content; empty without any. Two files of one name are two markets."
+    files = [*self.bars, *(o for o in (self.trades, self.quotes) if o)]
+    return hashlib.sha256(''.join(map(file_hash, files)).encode()).hexdigest()[:16] if files else ''
 
 # %% ../../nbs/tws/29_source.ipynb #ab8fb4a4
 def default_folder(
@@ -82,12 +83,13 @@ def default_folder(
 @contextmanager
 def open_source(
     source:Source,
-    **options, # of the replay server, where there is one: speed, faults, from_open
+    **options, # of the replay server, where there is one: speed, faults, from_open (as a live run needs it)
 ): # yields (host, port) of a socket that speaks TWS
     "The address of `source`, serving a tape for as long as the block lasts where there is no TWS."
     if source.tws:
         yield address_of(source.tws)
         return
     files = {k: getattr(source, k) for k in ('chain', 'quotes', 'trades', 'book', 'intraminute')}
+    options = {'live' if k == 'from_open' else k: v for k, v in options.items()}
     with spawn(bars=source.bars, daily=source.daily or None, dividends=source.dividends or None, asof=source.asof or None,
                seed=source.seed, edge=source.edge, days=source.sessions, **files, **options) as address: yield address

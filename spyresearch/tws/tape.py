@@ -106,10 +106,10 @@ def with_adjusted(t:Tape) -> Tape:
     return replace(t, bars=t.bars | {ADJUSTED: adjusted(daily, t.dividends)})
 
 # %% ../../nbs/tws/12_tape.ipynb #762d62d5
-VENUES = 'SMART,AMEX,NYSE,CBOE,PHLX,CHX,ARCA,ISLAND,DRCTEDGE,BEX,BATS,EDGEA,BYX,IEX,PEARL,MEMX,PSX'
+VENUES = 'SMART,AMEX,NYSE,CBOE,PHLX,CHX,ARCA,ISLAND,NASDAQ,DRCTEDGE,BEX,BATS,EDGEA,BYX,IEX,PEARL,MEMX,PSX'
 SPY = Details('SPY', 'STK', exchange='SMART', currency='USD', local_symbol='SPY', market_name='SPY', trading_class='SPY', con_id=756733, min_tick=.01,
     order_types='ACTIVETIM,ADJUST,ALERT,DAY,GTC,LMT,MKT,STP,TRAIL', valid_exchanges=VENUES, long_name='SS SPDR S&P 500 ETF TRUST-US', primary='ARCA', time_zone=ZONE,
-    sec_ids=(('ISIN', 'US78462F1030'),), market_rules=','.join(['26']*17), stock_type='ETF', min_size=.0001, size_increment=.0001)
+    sec_ids=(('ISIN', 'US78462F1030'),), market_rules=','.join(['26' for _ in VENUES.split(',')]), stock_type='ETF', min_size=.0001, size_increment=.0001)
 
 # %% ../../nbs/tws/12_tape.ipynb #008fd801
 def hours(
@@ -123,8 +123,9 @@ def hours(
 # %% ../../nbs/tws/12_tape.ipynb #32de3e94
 def matches(d:Details, c:Contract) -> bool:
     "Does a client's contract mean `d`?"
+    if c.exchange not in ('', *d.valid_exchanges.split(',')): return False
     if c.con_id: return c.con_id == d.con_id
-    return (c.symbol, c.sec_type) == (d.symbol, d.sec_type) and c.currency in ('', d.currency) and c.exchange in ('', *d.valid_exchanges.split(','))
+    return (c.symbol, c.sec_type) == (d.symbol, d.sec_type) and c.currency in ('', d.currency)
 
 # %% ../../nbs/tws/12_tape.ipynb #3bd85ee9
 def parse_end(

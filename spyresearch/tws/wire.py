@@ -86,6 +86,7 @@ def _num(it, version, got): s = next(it); return float('inf') if s == 'Infinite'
 def _bool(it, version, got): return next(it) == '1'
 def _tags(it, version, got): return dict(o.split('=', 1) for o in next(it).split(';') if o)
 def _since(least, kind): return lambda it, version, got: kind(it, version, got) if version >= least else None
+def _rest(it, version, got): return list(it)
 
 Contract = namedtuple('Contract', 'con_id symbol sec_type last_trade strike right multiplier exchange primary currency local_symbol trading_class')
 def _contract(it, version, got):
@@ -105,6 +106,8 @@ _vid, _vidc, _idc = _v | _id, _v | _id | dict(contract=_contract), _id | dict(co
 REQUESTS = {id_: (name, layout) for id_, name, layout in [
     (1,  'MarketData', _vidc | dict(legs=_legs, delta=_delta, generic=_str, snapshot=_bool, regulatory=_bool, options=_tags)),
     (2,  'CancelMarketData', _vid),
+    (3,  'PlaceOrder', _idc | dict(order=_rest)),
+    (4,  'CancelOrder', _vid | dict(manual_time=_since(169, _str))),
     (5,  'OpenOrders', _v),
     (6,  'AccountUpdates', _v | dict(subscribe=_bool, account=_str)),
     (7,  'Executions', _vid | dict(client_id=_int, account=_str, time=_str, symbol=_str, sec_type=_str, exchange=_str, side=_str)),
@@ -118,10 +121,12 @@ REQUESTS = {id_: (name, layout) for id_, name, layout in [
     (17, 'ManagedAccounts', _v),
     (20, 'Historical', _idc | dict(include_expired=_bool, end=_str, bar_size=_str, duration=_str, rth=_bool, what=_str,
                               format_date=_int, legs=_legs, keep_up=_bool, options=_tags)),
+    (21, 'ExerciseOptions', _vid | dict(exercise=_rest)),
     (25, 'CancelHistorical', _vid),
     (49, 'CurrentTime', _v),
     (50, 'RealTimeBars', _vidc | dict(bar_size=_int, what=_str, rth=_bool, options=_tags)),
     (51, 'CancelRealTimeBars', _vid),
+    (58, 'GlobalCancel', _v),
     (59, 'MarketDataType', _v | dict(type=_int)),
     (61, 'Positions', _v),
     (62, 'AccountSummary', _vid | dict(group=_str, tags=_str)),
