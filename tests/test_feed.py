@@ -207,10 +207,14 @@ def test_a_line_that_is_held_up_makes_no_false_claim(tmp_path, s):
     assert rows['volume'].sum() + late['size'].sum() == t.sum() or s > 5   # what is buffered beyond a socket's size is dropped with its connection
 
 
-def test_the_first_seconds_of_a_stream_are_told_in_part(tmp_path):
-    fed = run(feeding(tmp_path, '10:00:00.2', '10:00:20', story(('mute', '10:00:00.2', dict(on='ticks', for_s=2.7)))))
-    rows = whole(fed, '09:30:00', '10:00:20')
-    assert (part(rows, '10:00:01', '10:00:03')['status'] == 'partial').all() and (part(rows, '10:00:04', '10:00:20')['status'] == 'data').all()
+@pytest.mark.parametrize('name,partial', [('level1', 0), ('silent', 2)]) # one that speaks at once, one that does not
+def test_the_first_seconds_of_a_stream_are_told_in_part(tmp_path, name, partial):
+    async def asked_again(fed):
+        await fed.until('10:00:05')
+        fed.feed.warming[name] = fed.clock.now().timestamp()
+    fed = run(feeding(tmp_path, '10:00:00.2', '10:00:20', do=asked_again))
+    status = part(fed.rows, '10:00:01', '10:00:20')['status'].tolist()
+    assert [i + 1 for i, o in enumerate(status) if o == 'partial'] == [5, 6][:partial] and set(status) == {'data', 'partial'}
 
 
 def test_another_login_ends_the_feed_and_keeps_the_record(tmp_path):
