@@ -320,8 +320,8 @@ def test_what_no_tape_can_hold_is_counted(lines, why, tmp_path):
 
 
 def test_unknown_messages_and_versions_are_listed(tmp_path):
-    rec = recording(log(tmp_path/'a', *hello(), [1, 1., '<', '777', 'x'], [1, 1., '>', '3', 'order'], [1, 1., '<', 'odd'], [1, 1., '<'], *hello(2, version='190'), [2, 1., '<', '17', '1']))
-    assert rec.unknown == ['<777', '<odd', '>3'] and rec.left_out == {'server version 190': 2} and rec.counts['<15'] == 2
+    rec = recording(log(tmp_path/'a', *hello(), [1, 1., '<', '777', 'x'], [1, 1., '>', '66', 'news'], [1, 1., '<', 'odd'], [1, 1., '<'], *hello(2, version='190'), [2, 1., '<', '17', '1']))
+    assert rec.unknown == ['<777', '<odd', '>66'] and rec.left_out == {'server version 190': 2} and rec.counts['<15'] == 2
 
 
 def test_trades_keep_second_order_and_distance(tmp_path):

@@ -39,7 +39,11 @@ INFERRED = [Inferred(*o) for o in (
     ('greeks', 'what is not computed is -1 or -2, never empty', "the clients' decoders"),
     ('kept-up bars', 'an update every 4 to 6 s, fields in the order of message 90', "documents and the clients' decoders"),
     ('outages', '1100, 1101 and 1102 with feeds that stay dead or resume', 'threads; documents and practice differ'),
-    ('client ids', '326 and a closed socket', 'threads'))]
+    ('client ids', '326 and a closed socket', 'threads'),
+    ('venue names', 'ISLAND and NASDAQ are both valid; a TWS lists one of them', 'a compatibility setting of TWS'),
+    ('contract details', 'the exchange that was asked for comes back; SMART where none was named', 'replies quoted in threads; without an exchange a TWS may send a row for each'),
+    ('orders', '321 with the number of the order, at once and always', 'threads about read-only mode; a TWS asks its user first'),
+    ('BID_ASK of a record', 'averages over time, of the quotes at the ends of seconds', 'documents: time average; the rounding is not known'))]
 
 # %% ../../nbs/tws/25_recorder.ipynb #97d60dd9
 def inferred() -> str: # first line `UNVERIFIED`, then one line a topic
