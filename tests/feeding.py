@@ -58,8 +58,8 @@ class Fed:
         self.heard = {o: [] for o in Feed.events}
         for o, kept in self.heard.items(): getattr(self.feed, o).connect(kept.append, keep_ref=True)
 
-    def start(self):
-        self.task = asyncio.ensure_future(self.feed.run(self.day))
+    def start(self, upto=None):
+        self.task = asyncio.ensure_future(self.feed.run(self.day, upto))
         return self
     async def until(self, t): await until(self.clock, t, self.task, on=self.on)
     async def stop(self):
@@ -88,10 +88,10 @@ async def clock_on(fed, end):
         await fed.clock.asleep(.25)
 
 
-async def feeding(root, begin, end, faults=FINE, do=None, ends=asyncio.CancelledError, on=DAY, **kw):
+async def feeding(root, begin, end, faults=FINE, do=None, ends=asyncio.CancelledError, on=DAY, upto=None, **kw):
     "A feed from one moment to another; `do(fed)` may do something meanwhile."
     async with replay(begin, faults, on=on, **kw) as parts:
-        fed = Fed(*parts, root, on).start()
+        fed = Fed(*parts, root, on).start(upto)
         if do: await do(fed)
         await fed.until(end)
         await clock_on(fed, end)

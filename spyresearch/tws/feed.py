@@ -339,14 +339,14 @@ def in_unit(self:Feed, shares:float, raw:float, weight:int=1):
 @patch
 async def run(self:Feed,
     day:date, # a session; may be under way
+    upto:float|None=None, # epoch seconds; end before the close, with the last second that is over by then
 ) -> dict: # what the day was like
     "From now, or the open, to the close."
-    self.begin(day)
+    self.begin(day); self.last = self.close if upto is None else min(self.close, int(upto))
     task = asyncio.ensure_future(self.supervisor.run())
     try:
         await self.beat(task)
-        await self.clock.asleep(LAST_WORD_S)
-        self.final(self.minutes.over())
+        if self.last == self.close: await self.clock.asleep(LAST_WORD_S); self.final(self.minutes.over())
         await self.raw.finish()
         if e := self.link.failure: self.link.failure = None; raise e
     finally:
@@ -358,12 +358,12 @@ async def run(self:Feed,
 @patch
 async def beat(self:Feed, task):
     "One second after the other."
-    for s in range(self.seconds.oldest, self.close):
+    for s in range(self.seconds.oldest, self.last):
         awake = await self.until(s + 1)
         if awake - s > LATEST: self.slept.add(s)
         if self.depth_at is not None and self.clock.now().timestamp() < s + 2: self._book(s) # a later book is not this second's
         await self.until(s + 1 + self.grace_s); await self.sound(task); self.due(s)
-    while self.seconds.oldest < self.close: await self.clock.asleep(self.grace_s); await self.sound(task); self.due(self.close - 1)
+    while self.seconds.oldest < self.last: await self.clock.asleep(self.grace_s); await self.sound(task); self.due(self.last - 1)
 
 @patch
 async def sound(self:Feed, task):
