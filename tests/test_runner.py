@@ -44,6 +44,12 @@ async def living(root, begin, faults=Faults(), on=DAY, days=4, chain=False, tape
             await asyncio.gather(r.task, return_exceptions=True)
 
 
+def upto(rows, hms, on=day):
+    "How many of the seconds before a moment there are; a second or two after it may be there too."
+    assert len(rows[rows.index >= at(hms, str(on))]) <= 3
+    return len(rows[rows.index < at(hms, str(on))])
+
+
 async def lived(root, begin, *a, do=None, **kw):
     "A runner to its end."
     async with living(root, begin, *a, **kw) as r:
@@ -132,7 +138,7 @@ def test_a_restart_never_shortens_the_day_file(tmp_path, monkeypatch):
     r = run(lived(tmp_path, '10:03:00', Faults(rights=dict(keepup='none'), silent_history=tuple(range(1, 5))), until=at('10:08:30')))   # the bars come late
     assert [n for n, _ in seen] == sorted(n for n, _ in seen) and seen[0][0] >= 30 and r.store.daily(day)['close'].iloc[:30].notna().all()
     rows = r.feed.log.read(day)
-    assert len(rows) == 38*60 + 29 or len(rows) == 38*60 + 30
+    assert upto(rows, '10:08:30') == 38*60 + 30
     assert set(rows['status'].iloc[1835:1979]) == {'absent'}
 
 
@@ -144,30 +150,79 @@ def test_over_a_weekend_and_awake_before_the_open(tmp_path):
     ups = [o[:19] for o in r.said if 'link up' in o]
     assert ups[-1].startswith('2025-12-01 09:20') and r.feed.log.days(sealed=True) == [half]
     monday = r.feed.log.read(day)
-    assert len(monday) in (60, 61) and (monday['status'].iloc[1:] == 'data').all() and r.store.is_sealed(half)
+    assert upto(monday, '09:31:01') == 61 and (monday['status'].iloc[1:] == 'data').all() and r.store.is_sealed(half)
     asked = [o for o in r.srv.requests if at('13:01:00', str(half)) < o.at < at('09:20:00')]
     assert asked == []
 
 
 def test_over_a_holiday(tmp_path):
     r = run(lived(tmp_path, '16:30:00', on='2025-11-26', days=2, until=at('09:30:30', str(half))))
-    assert 'asleep until Fri 2025-11-28 09:20' in r.said[0] and len(r.feed.log.read(half)) in (29, 30)
+    assert 'asleep until Fri 2025-11-28 09:20' in r.said[0] and upto(r.feed.log.read(half), '09:30:30', half) == 30
 
 
 def test_tws_is_down_when_the_runner_wakes(tmp_path):
     r = run(lived(tmp_path, '09:10:00', story(('down', '09:19:00', dict(for_s=12*60 + 30))), until=at('09:34:01')))
     rows = r.feed.log.read(day)
-    assert sum('no history yet' in o for o in r.said) > 5 and (rows['status'].iloc[:90] == 'down').all() and (rows['status'].iloc[155:] == 'data').all() and len(rows) in (240, 241)
+    assert sum('no history yet' in o for o in r.said) > 5 and (rows['status'].iloc[:90] == 'down').all() and (rows['status'].iloc[155:] == 'data').all() and upto(rows, '09:34:01') == 241
     assert len(r.store.daily(day)) == 4 and r.store.daily(day)['close'].iloc[:3].notna().all()
 
 
 # --- how it ends
 
 def test_until_a_time_that_has_been_and_once(tmp_path):
-    r = run(lived(tmp_path, '10:00:00', until=at('10:00:00')))
-    assert r.feed is None or len(r.feed.log.read(day)) <= 1801
-    late = run(lived(tmp_path/'b', '16:30:00', until=at('17:00:00')))
-    assert late.feed is None and late.said == []
+    for root, begin, end in (('a', '10:00:00', '10:00:00'), ('b', '16:30:00', '17:00:00'), ('c', '08:00:00', '09:00:00')):
+        r = run(lived(tmp_path/root, begin, until=at(end)))
+        assert r.feed is None and [o[20:] for o in r.said] == [f'nothing is to be recorded before Mon 2025-12-01 {end[:5]}']
+
+
+def test_until_means_everything_up_to_it(tmp_path):
+    r = run(lived(tmp_path, '09:20:00', until=at('09:40:00')))
+    rows, own = r.feed.log.read(day), r.store.daily(day)
+    assert upto(rows, '09:40:00') == 600 and len(own) == 10 and own['close'].notna().all() and f'{own.index[-1]:%H:%M}' == '09:39'
+    assert r.feed.log.is_open(day) and not r.store.is_sealed(day)
+    assert '2025-12-01 is recorded up to 09:40:0' in r.said[-1] and ' seconds with data' in r.said[-1] and '10 minutes in the day file' in r.said[-1]
+    assert all(str(o) in r.said[-1] for o in (r.feed.log.file(day), r.store.features.file(day))) and r.said[-1].endswith('the day is not sealed, and the next run goes on from here')
+
+
+def test_until_at_or_after_the_close_is_the_whole_session(tmp_path):
+    for root, end in (('a', '13:00:00'), ('b', '13:00:05'), ('c', '14:00:00')):
+        r = run(lived(tmp_path/root, '12:58:00', on=str(half), until=at(end, str(half))))
+        assert len(r.feed.log.read(half)) == 210*60 and not r.feed.log.is_open(half) and r.store.is_sealed(half)
+        assert r.said[-1].endswith('the day is sealed') and not any('asleep' in o for o in r.said)
+
+
+def sealings(root): return sum('"sealed"' in o for o in (root/'journal'/'feed.jsonl').read_text().splitlines())
+
+
+@pytest.mark.parametrize('begin,how', [('12:59:00', dict(once=True)), ('09:00:00', dict(once=True)), ('12:58:00', dict(until=at('12:59:00', str(half)))), ('13:30:00', dict(once=True)), ('13:30:00', dict(until=at('14:30:00', str(half))))])
+def test_a_sealed_session_is_done(tmp_path, begin, how):
+    run(lived(tmp_path, '12:58:00', on=str(half), once=True))
+    files = {o: o.read_bytes() for o in tmp_path.rglob('*.*') if o.is_file()}
+    r = run(lived(tmp_path, begin, on=str(half), **how))
+    assert [o[20:] for o in r.said] == ['2025-11-28 is recorded and sealed already: nothing to do; another --data records it again'] and r.feed is None
+    assert {o: o.read_bytes() for o in tmp_path.rglob('*.*') if o.is_file()} == files and sealings(tmp_path) == 1
+
+
+def test_after_a_sealed_session_comes_the_next(tmp_path):
+    run(lived(tmp_path, '12:58:00', on=str(half), once=True))
+    r = run(lived(tmp_path, '12:30:00', on=str(half), until=at('09:31:00')))
+    assert 'sealed already: on to the next session' in r.said[0] and 'asleep until Mon 2025-12-01 09:20' in r.said[1]
+    assert upto(r.feed.log.read(day), '09:31:00') == 60 and sealings(tmp_path) == 1
+
+
+@pytest.mark.parametrize('faults', [Faults(), Faults(rights=dict(keepup='none')), Faults(rights=dict(level1='none', ticks='none', keepup='none')), story(('mute', '09:31:30', dict(for_s=400)), ('drop', '09:35:10', {})), story(('drop', '09:35:59', {}))])
+def test_how_it_goes_is_said_once_a_minute_whatever_comes(tmp_path, faults):
+    r = run(lived(tmp_path, '09:29:00', faults, until=at('09:40:00')))
+    lines = [o for o in r.said if o[20:].startswith(('SPY ', 'no price of SPY'))]
+    assert [o[11:16] for o in lines] == [f'09:{m}' for m in range(31, 41)] and all('seconds with data' in o and 'minutes in the day file' in o for o in lines)
+    told = [o for o in r.said if 'until history is read after the close' in o]
+    assert len(told) <= 1 and len(told) == (faults != Faults())
+
+
+def test_the_requests_of_a_history_line_are_its_own(tmp_path):
+    r = run(lived(tmp_path, '15:50:00', once=True))
+    first, last = (int(o.split(' fetched in ')[1].split()[0]) for o in r.said if ' fetched in ' in o)
+    assert last < 8 < r.link.requests and first + last < r.link.requests
 
 
 def test_stopped_from_outside_it_ends_at_once_and_lets_go(tmp_path):
@@ -239,7 +294,7 @@ def test_a_full_disk_leaves_valid_files(tmp_path):
     assert e.value.exit_code == 3
     r = run(lived(tmp_path, '09:59:00', until=at('10:00:00')))
     rows = r.feed.log.read(day)
-    assert len(rows) in (1799, 1800) and rows.index.is_monotonic_increasing and len(r.store.daily(day)) >= 29
+    assert upto(rows, '10:00:00') == 1800 and rows.index.is_monotonic_increasing and len(r.store.daily(day)) >= 29
 
 
 def test_a_replay_that_dies_is_an_error_and_not_a_silence(tmp_path):

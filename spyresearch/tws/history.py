@@ -427,7 +427,7 @@ async def fetch_history(
 ) -> HistoryReport:
     "Bring `store` up to date from TWS."
     if asof is not None and asof.tzinfo is None: raise UsageError(f'asof {asof} has no time zone', 'a naive time means another moment on each machine', 'use parse_asof, or an aware time')
-    store.claim(link.provenance)
+    store.claim(link.provenance); asked = link.requests
     with stopwatch() as watch, store.lock():
         now = await link.current_time()
         walk = Walk(link, store, min(asof or now, now), progress, timeout_s, again)
@@ -437,7 +437,7 @@ async def fetch_history(
         await walk.minutes(wanted)
         if daily: await walk.daily()
         if deepen: await walk.deepen(deepen, wanted[0])
-    walk.report.requests, walk.report.seconds = link.requests, watch.seconds
+    walk.report.requests, walk.report.seconds = link.requests - asked, watch.seconds
     return walk.report
 
 # %% ../../nbs/tws/28_history.ipynb #a8862966
