@@ -67,13 +67,6 @@ class DayRecord:
 
 # %% ../../nbs/tws/35_dayrecord.ipynb #dc89773e
 @patch
-def _own(self:DayRecord, log:DayLog):
-    "One folder, one source."
-    have = log.m['provenance']
-    if have not in (None, self.store.provenance): raise DataError(f'{log.path} holds seconds of {have}, not {self.store.provenance}', 'a data folder keeps to one source', 'name another folder with --data')
-    log.m['provenance'] = self.store.provenance
-
-@patch
 def _resume(self:DayRecord, log:DayLog, upto): # -> the last time present, or None
     "Go on after what is there; a torn line is cut off, a file that is not ours is set aside, and both are noted."
     try: r = log.resume(self.day, upto)
@@ -95,7 +88,7 @@ def begin(self:DayRecord,
 ) -> int: # the first second that is not there yet, epoch seconds
     "Open a day's files."
     self.day, self.open_s, self.close_s = day, *(int(t.timestamp()) for t in (session(day).open, session(day).close))
-    for log in self.logs: self._own(log)
+    for log in self.logs: log.claim(self.store.provenance)
     last = self._resume(self.log, 'all')
     if last is not None and self.log.is_open(day) and (why := self.doubt(self.log.read(day))): self.aside(self.log, why); last = self._resume(self.log, None)
     if last is None and self.prices.file(day).exists(): self.aside(self.prices, 'the seconds that it belongs to are not there')
