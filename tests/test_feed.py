@@ -149,7 +149,7 @@ def test_seconds_of_another_source_are_refused_and_stay(tmp_path):
                 if (p := one.feed.log.path.parent/name).exists(): p.rename(fed.feed.log.path.parent/name)
             fed = Fed(srv, clock, link, tmp_path/'other')
             fed.feed.store.provenance = 'tws'
-            with pytest.raises(DataError, match='holds seconds of simulated:demo'): await fed.feed.run(fed.day)
+            with pytest.raises(DataError, match='holds data from simulated:demo'): await fed.feed.run(fed.day)
             return fed
     fed = run(other())
     assert fed.feed.log.file(fed.day).read_bytes() == kept
