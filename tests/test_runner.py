@@ -45,9 +45,9 @@ async def living(root, begin, faults=Faults(), on=DAY, days=4, chain=False, tape
 
 
 def upto(rows, hms, on=day):
-    "How many of the seconds before a moment there are; a second or two after it may be there too."
-    assert len(rows[rows.index >= at(hms, str(on))]) <= 3
-    return len(rows[rows.index < at(hms, str(on))])
+    "How many of the seconds before a moment there are; none after it."
+    assert rows.index[-1] < at(hms, str(on))
+    return len(rows)
 
 
 async def lived(root, begin, *a, do=None, **kw):
@@ -180,7 +180,7 @@ def test_until_means_everything_up_to_it(tmp_path):
     rows, own = r.feed.log.read(day), r.store.daily(day)
     assert upto(rows, '09:40:00') == 600 and len(own) == 10 and own['close'].notna().all() and f'{own.index[-1]:%H:%M}' == '09:39'
     assert r.feed.log.is_open(day) and not r.store.is_sealed(day)
-    assert '2025-12-01 is recorded up to 09:40:0' in r.said[-1] and ' seconds with data' in r.said[-1] and '10 minutes in the day file' in r.said[-1]
+    assert '2025-12-01 is recorded up to 09:40:00: ' in r.said[-1] and ' seconds with data' in r.said[-1] and '10 minutes in the day file' in r.said[-1]
     assert all(str(o) in r.said[-1] for o in (r.feed.log.file(day), r.store.features.file(day))) and r.said[-1].endswith('the day is not sealed, and the next run goes on from here')
 
 

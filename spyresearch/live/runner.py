@@ -155,23 +155,17 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
     self.feed.secondEvent += self.second
     self.feed.minuteEvent += self.minute
     self.feed.stateEvent += self.state
-    ends = [asyncio.ensure_future(self.feed.run(day)), *([asyncio.ensure_future(self.reach(until))] if until else []), *([asyncio.ensure_future(self.clock.over.wait())] if hasattr(self.clock, 'over') else [])]
+    ends = [asyncio.ensure_future(self.feed.run(day, until and until.timestamp())), *([asyncio.ensure_future(self.clock.over.wait())] if hasattr(self.clock, 'over') else [])]
     beside, whole = [asyncio.ensure_future(self.options(day))] if self.with_chain else [], False
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if ends[0].done(): self.reports.append(ends[0].result()); whole = True
-        elif self.clock_ended(): raise FeedError(f'the replay at {self.link.at} is gone', 'its time does not go on', 'start it again, then run again; what was recorded is kept')
+        if ends[0].done(): self.reports.append(ends[0].result()); whole = not until
+        else: raise FeedError(f'the replay at {self.link.at} is gone', 'its time does not go on', 'start it again, then run again; what was recorded is kept')
     finally:
         for t in ends + beside: t.cancel()
         await asyncio.gather(*ends, *beside, return_exceptions=True)
         self.today.write()
         if not whole and self.feed.seconds: self.line(f'{self.kept()}; the day is not sealed, and the next run goes on from here')
-
-@patch
-async def reach(self:Runner, until:datetime):
-    "Wait until every second before a moment is written."
-    await self.nap(until)
-    while self.feed.seconds.oldest < until.timestamp(): await self.clock.asleep(.1)
 
 # %% ../../nbs/live/51_runner.ipynb #cf89fac2
 @patch
