@@ -71,6 +71,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'spyresearch.cli.record': ('cli.html#record', 'spyresearch/cli.py'),
                                  'spyresearch.cli.replay': ('cli.html#replay', 'spyresearch/cli.py'),
                                  'spyresearch.cli.run': ('cli.html#run', 'spyresearch/cli.py'),
+                                 'spyresearch.cli.run_orderly': ('cli.html#run_orderly', 'spyresearch/cli.py'),
                                  'spyresearch.cli.say': ('cli.html#say', 'spyresearch/cli.py'),
                                  'spyresearch.cli.test': ('cli.html#test', 'spyresearch/cli.py'),
                                  'spyresearch.cli.tickets': ('cli.html#tickets', 'spyresearch/cli.py'),
