@@ -2,14 +2,20 @@
 """The launcher: `python spy.py run` on a machine that has Python and nothing else.
 
 Makes `.venv` beside this file, installs the locked dependencies and the package into it (only when the lock has
-changed), and hands over to the `spy` command there. Standard library only; Linux, macOS and Windows.
+changed), and hands over to the `spy` command there: signals go on to it, and its exit status comes back. Standard library
+only; Linux, macOS and Windows.
 """
+import signal
+import sys
+
+if __name__ == '__main__':  # Ctrl-C right at the start, while Python still reads its library
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
@@ -61,14 +67,18 @@ def run_logged(cmd, log, label, total):
     "Run `cmd` with its output in the log file and one moving line on the terminal."
     n, tty = 0, sys.stderr.isatty()
     with subprocess.Popen([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') as p:
-        for line in p.stdout:
-            log.write(line)
-            if line.startswith(('Collecting', 'Processing', 'Requirement already')):
-                n = min(n + 1, total)
-                if tty and total > 1:
-                    say(f'\r  {label}: {n} of {total} packages', end='')
-            elif line.startswith('Installing collected'):
-                say(f'{chr(13) if tty else ""}  {label}: {line.count(",") + 1} packages fetched, unpacking ...')
+        try:
+            for line in p.stdout:
+                log.write(line)
+                if line.startswith(('Collecting', 'Processing', 'Requirement already')):
+                    n = min(n + 1, total)
+                    if tty and total > 1:
+                        say(f'\r  {label}: {n} of {total} packages', end='')
+                elif line.startswith('Installing collected'):
+                    say(f'{chr(13) if tty else ""}  {label}: {line.count(",") + 1} packages fetched, unpacking ...')
+        except BaseException:  # whoever ends this program ends the installation too; the next one goes on from there
+            p.terminate()
+            raise
     log.flush()
     if p.returncode:
         tail = [o for o in Path(log.name).read_text(encoding='utf-8', errors='replace').splitlines() if o.strip()][-3:]
@@ -95,6 +105,9 @@ def install(names):
         except subprocess.CalledProcessError:
             stop('a virtual environment cannot be made', 'this Python comes without ensurepip, as Debian ships it',
                  'install it (Debian and Ubuntu: apt-get install python3-venv), then run the same command again')
+        except BaseException:  # half an environment would be taken for a whole one
+            shutil.rmtree(VENV, ignore_errors=True)
+            raise
     with open(VENV/'install.log', 'a', encoding='utf-8') as log:
         for n in todo:
             pip(locked[n], log, n)
@@ -104,12 +117,44 @@ def install(names):
     say('  installed.')
 
 
+def at_terminal():
+    "Does Ctrl-C reach the child without our help? A terminal sends it to everybody in its foreground."
+    if os.name == 'nt':
+        return True
+    try:
+        with open('/dev/tty') as tty:
+            return os.tcgetpgrp(tty.fileno()) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def hand_over(cmd, env=None):
+    "Run `cmd` to its end and give back its exit status. A signal to this program is one to that: nothing is left behind."
+    child, came = None, []
+
+    def pass_on(n, _):
+        came.append(n)
+        if child and not (n == signal.SIGINT and at_terminal()):
+            child.send_signal(n)
+    for n in (getattr(signal, o) for o in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, o)):
+        if signal.getsignal(n) != signal.SIG_IGN:  # as nohup leaves it; the child inherits that
+            signal.signal(n, pass_on)
+    child = subprocess.Popen([str(o) for o in cmd], env=env)
+    for n in came:  # before there was a child
+        child.send_signal(n if os.name != 'nt' else signal.SIGTERM)
+    code = child.wait()
+    return 128 - code if code < 0 else code
+
+
 def main(args):
     "Install what the command needs, then become the `spy` command."
     command = next((o for o in args if not o.startswith('-')), '')
+    for n in (getattr(signal, o) for o in ('SIGTERM', 'SIGHUP') if hasattr(signal, o)):
+        if signal.getsignal(n) != signal.SIG_IGN:
+            signal.signal(n, lambda n, _: sys.exit(128 + n))
     try:
         install(NEEDS.get(command, ('core',)))
-        return subprocess.call([str(PYTHON), '-m', 'spyresearch.cli', *args], env={**os.environ, **ENV, **{k: os.environ[k] for k in ENV if k in os.environ}})
+        return hand_over([PYTHON, '-m', 'spyresearch.cli', *args], {**os.environ, **ENV, **{k: os.environ[k] for k in ENV if k in os.environ}})
     except KeyboardInterrupt:
         return 130
     except OSError as e:

@@ -4,21 +4,25 @@
 
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
-           'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Json', 'Members',
-           'From', 'To', 'write_json', 'outcome', 'history', 'prepare', 'run', 'evaluate', 'backtest', 'tickets',
-           'live', 'record', 'replay', 'drill', 'test', 'bench', 'main']
+           'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Json',
+           'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'write_json', 'say', 'outcome', 'heed', 'run_orderly',
+           'history', 'prepare', 'run', 'evaluate', 'backtest', 'tickets', 'live', 'record', 'replay', 'drill', 'test',
+           'bench', 'main']
 
 # %% ../nbs/64_cli.ipynb #46ea9e6f
-import json, sys
-from datetime import date
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Optional
+try:
+    import json, os, signal, sys
+    from contextlib import suppress
+    from datetime import date
+    from functools import cache
+    from pathlib import Path
+    from typing import Annotated, Optional
 
-import typer
-from typer.exceptions import TyperException
+    import typer
+    from typer.exceptions import TyperException
 
-from .core import CheckFailed, NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
+    from spyresearch.core import CheckFailed, NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
+except KeyboardInterrupt: raise SystemExit(130) from None # Ctrl-C right at the start
 
 # %% ../nbs/64_cli.ipynb #6af73ea9
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -58,12 +62,25 @@ def write_json(
     if out == '-': print(text)
     else: atomic_write(out, text + '\n')
 
-# %% ../nbs/64_cli.ipynb #d352f575
-def _source(tws=None, bars=None, daily=None, dividends=None, asof=None, seed=7, edge=0., sessions=130, intraminute='', **records):
-    "The `Source` that the options name."
-    from spyresearch.tws.source import Source
-    return Source(**{k: str(v or '') for k, v in records.items()}, intraminute=intraminute, tws=tws or '', bars=tuple(map(str, bars or ())), daily=str(daily or ''), dividends=str(dividends or ''), asof=asof or '', seed=seed, edge=edge, sessions=sessions)
+# %% ../nbs/64_cli.ipynb #7bcdbc8a
+OF_A_REPLAY = ('daily', 'dividends', 'chain', 'intraminute', 'seed', 'edge', 'sessions', 'speed', 'faults') # options
 
+def _misplaced(ctx) -> list: # of flags
+    "Options of a replay that were given beside --tws."
+    if not ctx.params.get('tws'): return []
+    own = set(OF_A_REPLAY) - ({'seed'} if 'members' in ctx.params else set())
+    return [o.opts[0] for o in ctx.command.params if o.name in own and not ctx.get_parameter_source(o.name).name.startswith('DEFAULT')]
+
+def _source(ctx, **instead):
+    "The `Source` that the options of a command name."
+    from spyresearch.tws.source import Source
+    if flags := _misplaced(ctx):
+        raise UsageError(f"{' and '.join(flags)} cannot be used with --tws", 'a replay that is started here can be told so; what answers there has a market, a time and faults of its own',
+                         'leave them out, or give them to the `spy replay` that serves there, or leave out --tws (and SPY_TWS)')
+    given = {k: v for k, v in (ctx.params | instead).items() if k in Source.__dataclass_fields__ and v is not None}
+    return Source(**{k: tuple(map(str, v)) if k == 'bars' else str(v) if isinstance(v, Path) else v for k, v in given.items()})
+
+# %% ../nbs/64_cli.ipynb #d352f575
 def _folder(source, given, top, client_id=None):
     "The folder the user named, or the source's own; with a client id, TWS is asked who it is."
     from spyresearch.tws.source import default_folder
@@ -83,6 +100,16 @@ def _n_days(days):
     if days == 'all' or days.isdigit() and int(days) > 0: return days if days == 'all' else int(days)
     raise UsageError(f'--days {days!r} is neither a number of sessions nor "all"', '', 'as --days 120')
 
+# %% ../nbs/64_cli.ipynb #707d700e
+def say(
+    text, # a line
+    out=None, # a stream; standard output by default
+):
+    "A line for whoever still reads."
+    out = out or sys.stdout
+    try: print(text, file=out, flush=True)
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
 # %% ../nbs/64_cli.ipynb #fb0c5dfe
 def outcome(
     call, # what to run, without arguments
@@ -91,21 +118,54 @@ def outcome(
     "Run `call` and turn however it ended into messages on standard error and an exit status."
     try: code = call() or 0
     except typer.Exit as e: code = e.exit_code
+    except SystemExit as e: return e.code
     except (KeyboardInterrupt, typer.Abort): code = 130
     except TyperException as e: e.show(); return 2
     except SpyError as e:
         if debug: raise
-        print(e, file=sys.stderr); return e.exit_code
+        say(e, sys.stderr); return e.exit_code
     except Exception as e:  # the last line of defence: reported in full with --debug
         if debug: raise
-        print(f'unexpected {type(e).__name__}: {e}\nthis is a defect of the program, not of your input\nrun the same command with --debug and report what it prints', file=sys.stderr)
+        say(f'unexpected {type(e).__name__}: {e}\nthis is a defect of the program, not of your input\nrun the same command with --debug and report what it prints', sys.stderr)
         return 1
-    if code == 130: print('interrupted; what was finished is kept: the same command goes on from there', file=sys.stderr)
+    if code == 130: say('interrupted; what was finished is kept: the same command goes on from there', sys.stderr)
     return code
+
+# %% ../nbs/64_cli.ipynb #9ba6d388
+def heed() -> list: # of the signals that come
+    "Let SIGTERM and SIGHUP, where it exists, end the program as Ctrl-C does."
+    came = []
+    def stop(n, _):
+        came.append(n)
+        if len(came) > 1: return
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler) # as in the background of a script
+        signal.raise_signal(signal.SIGINT)
+    for n in (getattr(signal, o) for o in ('SIGTERM', 'SIGHUP') if hasattr(signal, o)):
+        if signal.getsignal(n) != signal.SIG_IGN: signal.signal(n, stop)
+    return came
+
+# %% ../nbs/64_cli.ipynb #ec063ab3
+HURRY_S = 3. # after which a second Ctrl-C is meant
+
+def run_orderly(
+    go, # a coroutine
+):
+    "Run it; Ctrl-C cancels it and lets it finish that."
+    import asyncio
+    async def main():
+        task, loop, came = asyncio.current_task(), asyncio.get_running_loop(), []
+        def stop():
+            came.append(loop.time())
+            if len(came) == 1 or came[-1] - came[0] > HURRY_S: task.cancel()
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            with suppress(NotImplementedError): loop.add_signal_handler(signal.SIGINT, stop) # on Windows Python's own has to do
+        return await go
+    try: return asyncio.run(main())
+    except asyncio.CancelledError: raise KeyboardInterrupt from None
 
 # %% ../nbs/64_cli.ipynb #fbcb983c
 @app.command()
-def history(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, days: Days = '120', asof: Asof = None,
+def history(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, days: Days = '120', asof: Asof = None,
             deepen: Deepen = 0,
             again: _opt(bool, '--again', 'Ask again for what the source lacked before.') = False,
             strict: _opt(bool, '--strict', 'Exit 5 when nothing had to be fetched.') = False, client_id: ClientId = 17, seed: Seed = 7,
@@ -114,7 +174,7 @@ def history(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: 
     from spyresearch.store import Store
     from spyresearch.tws.history import fetch
     from spyresearch.tws.source import open_source
-    source, n = _source(tws, bars, daily, dividends, asof, seed, edge, sessions), _n_days(days)
+    source, n = _source(ctx), _n_days(days)
     root = _folder(source, data, 'data', client_id)
     with open_source(source) as (host, port):
         report = fetch(host, port, lambda p: Store(root, p), client_id, days=n, asof=parse_asof(asof) if asof else None, deepen=deepen, again=again,
@@ -124,12 +184,12 @@ def history(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: 
 
 # %% ../nbs/64_cli.ipynb #f4127ec1
 @app.command()
-def prepare(tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0.,
+def prepare(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0.,
             strict: _opt(bool, '--strict', 'Exit 5 when every day file was up to date.') = False):
     "Compute the features of the raw days in the data folder and write the day files."
     from spyresearch.features.prepare import prepare as compute
     from spyresearch.store import Store
-    store = Store(_folder(_source(tws, bars, seed=seed, edge=edge), data, 'data'))
+    store = Store(_folder(_source(ctx), data, 'data'))
     if not store.raw_days(): raise UsageError(f'{store.root} holds no raw days', 'there is nothing to compute features from', 'run `spy history` first, with the same source or --data')
     report = compute(store, progress=bar_progress('prepare'))
     print(report)
@@ -166,52 +226,52 @@ Members = _opt(str, '--members', 'Forecasters: fast, all, or names with commas.'
 From, To = _opt(str, '--from', 'First scored day, YYYY-MM-DD; what is earlier trains.'), _opt(str, '--to', 'Last scored day; nothing later is read.')
 
 @app.command()
-def run(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None,
+def run(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None,
         days: Days = '120', asof: Asof = None, deepen: Deepen = 0, members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "The main job, end to end: history, day files, walk-forward verdict, tickets or reasoned silence, HTML report."
-    _execute('run', 'evaluation.json', json_out, reports, _source(tws, bars, daily, dividends, asof, seed, edge, sessions), data, days=str(_n_days(days)), client_id=client_id, members=members, deepen=deepen)
+    _execute('run', 'evaluation.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members, deepen=deepen)
 
 @app.command()
-def evaluate(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
+def evaluate(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
              score_from: From = '', score_to: To = '', members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "Forecasts against every baseline, walk-forward."
-    _execute('evaluate', 'evaluation.json', json_out, reports, _source(tws, bars, daily, dividends, asof, seed, edge, sessions), data, days=str(_n_days(days)), client_id=client_id, members=members,
+    _execute('evaluate', 'evaluation.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
              score_from=score_from, score_to=score_to)
 
 @app.command()
-def backtest(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
+def backtest(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
              score_from: From = '', score_to: To = '', plan: _opt(str, '--plan', 'Commissions: tiered or fixed.') = 'tiered', members: Members = 'all',
              client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "The rules against the noise area, buy and hold, always long and flat."
-    _execute('backtest', 'backtest.json', json_out, reports, _source(tws, bars, daily, dividends, asof, seed, edge, sessions), data, days=str(_n_days(days)), client_id=client_id, members=members,
+    _execute('backtest', 'backtest.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
              score_from=score_from, score_to=score_to, plan=plan)
 
 # %% ../nbs/64_cli.ipynb #bf4f03ba
 @app.command()
-def tickets(tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
+def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
     "The tickets that stand after the last run, or the reasons for silence."
     from spyresearch.trade.record import latest
-    said = latest(_folder(_source(tws, bars, seed=seed, edge=edge), data, 'data')/'journal')
+    said = latest(_folder(_source(ctx), data, 'data')/'journal')
     if json_out: write_json(said, json_out)
     if json_out != '-': print(f"as of {said['asof']}", *(o['sentence'] for o in said['words']), sep='\n')
 
 # %% ../nbs/64_cli.ipynb #1afe31d5
 @app.command()
-def live(tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
+def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
          days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', once: _opt(bool, '--once', 'One session, then end.') = False,
          until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
          options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
     "Record every session: level 1, level 2 and trades each second, today's day file each minute; for ever, until Ctrl-C."
-    import asyncio
     from spyresearch.live.runner import go
     from spyresearch.tws.source import open_source
-    source, n = _source(tws, bars, daily, dividends, None if tws else asof, seed, edge, sessions, intraminute, chain=chain), _n_days(days)
-    if n == 'all': raise UsageError('--days all is not for a live run', 'its start must not take hours', 'fetch the past with `spy history --days all` first')
     if tws and asof: raise UsageError('--asof is not for a live run on TWS', 'it happens now', 'leave it out')
+    source, n = _source(ctx), _n_days(days)
+    if n == 'all': raise UsageError('--days all is not for a live run', 'its start must not take hours', 'fetch the past with `spy history --days all` first')
     root = _folder(source, data, 'data', client_id)
     with open_source(source, **({} if tws else dict(speed=speed, faults=faults, from_open=True))) as (host, port):
-        asyncio.run(go(host, port, root, client_id, n, options, once or not tws, until, say=lambda text: print(text, flush=True)))
+        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say))
 
+# %% ../nbs/64_cli.ipynb #75ea4f72
 @app.command()
 def record(out: _opt(Path, '--out', 'The log to write; it must not exist.'), tws: _opt(str, '--tws', 'The TWS or gateway to stand before, HOST:PORT.', envvar='SPY_TWS') = '127.0.0.1:7497',
            port: _opt(int, '--port', 'Port on 127.0.0.1 for the client; 0 takes a free one.', min=0, max=65535) = 0):
@@ -223,7 +283,7 @@ def record(out: _opt(Path, '--out', 'The log to write; it must not exist.'), tws
     run(*address_of(tws), out, port)
 
 @app.command()
-def replay(bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, quotes: Quotes = None, trades: Trades = None, book: BookFile = None,
+def replay(ctx: typer.Context, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, quotes: Quotes = None, trades: Trades = None, book: BookFile = None,
            intraminute: Intraminute = '', tape: _opt(Optional[Path], '--tape', 'A saved tape, or a log written by spy record.') = None, asof: Asof = None, seed: Seed = 7,
            edge: Edge = 0., sessions: Sessions = 130,
            port: _opt(int, '--port', 'Port on 127.0.0.1; 0 takes a free one.', min=0, max=65535) = 0,
@@ -235,21 +295,24 @@ def replay(bars: Bars = None, daily: Daily = None, dividends: Dividends = None, 
     from spyresearch.tws.faults import Faults
     from spyresearch.tws.recording import load_any
     from spyresearch.tws.replay import before_open, open_tape, serve, speed_of
-    s = _source(None, bars, daily, dividends, asof, seed, edge, sessions, intraminute, chain=chain, quotes=quotes, trades=trades, book=book)
+    s = _source(ctx)
     given = load_any(tape) if tape else open_tape(s.bars, s.daily or None, s.dividends or None, None, seed, edge, s.sessions, s.chain, s.quotes, s.trades, s.book, s.intraminute)
     at = before_open(given, asof or '') if from_open else parse_asof(asof) if asof else None
-    serve(given, port, at, speed_of(speed), Faults.from_json(faults), unit=unit, depth_mode=depth_mode, seed=seed)
+    script, pace = Faults.from_json(faults), speed_of(speed)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler: signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) # `serve` takes a KeyboardInterrupt for a good end
+    serve(given, port, at, pace, script, unit=unit, depth_mode=depth_mode, seed=seed)
+    raise typer.Exit(128 + signal.SIGTERM) # nothing else brings it back
 
 # %% ../nbs/64_cli.ipynb #8abb6858
 @app.command()
-def drill(what: Annotated[str, typer.Argument(help='day: a session with faults and a kill, beside the same one without.')], bars: Bars = None, intraminute: Intraminute = '', asof: Asof = None,
+def drill(ctx: typer.Context, what: Annotated[str, typer.Argument(help='day: a session with faults and a kill, beside the same one without.')], bars: Bars = None, intraminute: Intraminute = '', asof: Asof = None,
           until: _opt(Optional[str], '--until', 'Stop at HH:MM New York; nothing is sealed then.') = None, keep: _opt(Optional[Path], '--keep', 'An empty folder for both records.') = None,
           seed: Seed = 7, sessions: Sessions = 130, json_out: Json = None):
     "The fault drill, on the demo's last session or on real bars."
     from spyresearch.live.drill import drill as run
     from spyresearch.live.drill import day_of, table
     if what != 'day': raise UsageError(f'there is no drill {what!r}', 'one is built: day', 'as spy drill day')
-    source = _source(None, bars, asof=asof, seed=seed, sessions=sessions, intraminute=intraminute or ('simulated' if bars else ''))
+    source = _source(ctx, intraminute=intraminute or ('simulated' if bars else ''))
     if keep and keep.exists() and any(keep.iterdir()): raise UsageError(f'{keep} is not empty', 'records of two drills would mix', 'name a new folder')
     day, end = day_of(source, until)
     checks = run(source, day, end, keep, say=lambda text: print(text, flush=True))
@@ -274,8 +337,9 @@ def bench(only: _opt(Optional[list[str]], '--only', 'A benchmark by name. May be
 # %% ../nbs/64_cli.ipynb #05487957
 def main(args=None):
     "The console script."
-    args = sys.argv[1:] if args is None else args
+    came, args = heed(), sys.argv[1:] if args is None else args
     debug = '--debug' in args
-    sys.exit(outcome(lambda: app([o for o in args if o != '--debug'], prog_name='spy', standalone_mode=False), debug))
+    code = outcome(lambda: app([o for o in args if o != '--debug'], prog_name='spy', standalone_mode=False), debug)
+    sys.exit(128 + came[0] if came and code in (0, 130) else code)
 
 if __name__ == '__main__' and '__file__' in globals(): main()  # not while the notebook runs

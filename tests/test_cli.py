@@ -1,11 +1,16 @@
 """The `spy` command as a process: exit statuses of the contract, three lines instead of a traceback, clean standard output."""
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
+
+from spyresearch.store import Store
+from spyresearch.tws.control import token_file
 
 SPY = [sys.executable, '-m', 'spyresearch.cli']
 
@@ -68,3 +73,96 @@ def test_run_leaves_json_report_and_words(tmp_path):
     assert 'report: ' in done.stderr and len(list((tmp_path/'reports').rglob('report.html'))) == 1
     said = spy('tickets', '--data', tmp_path/'data')
     assert said.returncode == 0 and 'SIMULATED, not to be traded' in said.stdout and said.stdout.splitlines()[1] in done.stderr
+
+
+TWS = ['--tws', '127.0.0.1:7497']
+
+
+@pytest.mark.parametrize('args, flags', [
+    (['live', '--speed', 'max'], '--speed'), (['live', '--faults', '{}'], '--faults'), (['live', '--seed', '7'], '--seed'), (['live', '--edge', '0'], '--edge'), (['live', '--sessions', '130'], '--sessions'),
+    (['live', '--intraminute', 'simulated'], '--intraminute'), (['live', '--speed', '60', '--seed', '8'], '--speed and --seed'), (['live', '--daily', 'd.csv'], '--daily'), (['live', '--chain', 'c.parquet'], '--chain'),
+    (['history', '--seed', '8'], '--seed'), (['history', '--edge', '1'], '--edge'), (['prepare', '--seed', '8'], '--seed'), (['tickets', '--edge', '1'], '--edge'), (['run', '--sessions', '100'], '--sessions'),
+    (['evaluate', '--edge', '1'], '--edge'), (['backtest', '--dividends', 'd.csv'], '--dividends')])
+def test_options_of_a_replay_are_not_for_a_tws(args, flags, tmp_path):
+    for named in (dict(args=TWS), dict(env=TWS[1])):
+        done = spy(*args, *named.get('args', ()), env={**os.environ, **({'SPY_TWS': named['env']} if 'env' in named else {})}, cwd=tmp_path)
+        assert done.returncode == 2 and f'{flags} cannot be used with --tws' in done.stderr and len(done.stderr.strip().splitlines()) == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_of_models_is_for_a_tws_too(tmp_path):
+    done = spy('evaluate', '--seed', 8, '--tws', f'127.0.0.1:{free_port()}', cwd=tmp_path)
+    assert done.returncode == 4 and 'nothing listens' in done.stderr
+
+
+@pytest.mark.parametrize('until, said', [('', 'is not a time'), ('noon', 'is not a time'), ('08:00', 'before anything happens')])
+def test_an_end_that_no_session_reaches_is_wrong_usage(tmp_path, until, said):
+    done = spy('live', '--sessions', 10, '--days', 3, '--no-options', '--until', until, '--data', tmp_path)
+    assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_until_a_time_and_again_on_the_day_that_is_sealed(tmp_path):
+    "An end in the session says what is kept; the next run seals the day; a third has nothing to do."
+    go = ['live', '--sessions', 10, '--days', 3, '--no-options', '--data', tmp_path, '--asof']
+    first, then = spy(*go, '2025-12-05T15:56', '--until', '15:58'), spy(*go, '2025-12-05T15:58')
+    assert first.returncode == then.returncode == 0, first.stderr + then.stderr
+    assert 'recorded up to 15:58:00' in first.stdout.splitlines()[-1] and 'not sealed' in first.stdout.splitlines()[-1] and 'the day is sealed' in then.stdout.splitlines()[-1]
+    again = spy(*go, '2025-12-05T15:57', '--until', '15:59')
+    assert again.returncode == 0 and 'sealed already: nothing to do' in again.stdout.splitlines()[-1] and len(again.stdout.splitlines()) == 2
+
+
+# --- signals
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signals')
+class TestSignals:
+    def start(self, *args, word, **kw):
+        "A command under way: it has said `word`."
+        p = subprocess.Popen([*SPY, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **kw)
+        for line in p.stdout:
+            if word in line: return p, line
+        raise AssertionError(p.communicate()[1])
+
+    @pytest.mark.parametrize('speed', ['0', 'max'])
+    @pytest.mark.parametrize('n', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+    def test_a_replay_ends_and_takes_its_announcement_away(self, n, speed):
+        p, line = self.start('replay', '--sessions', 10, '--from-open', '--speed', speed, word='control')
+        path = next(o for o in token_file(0).parent.glob('replay-*.json') if json.loads(o.read_text())['pid'] == p.pid)
+        p.send_signal(n)
+        _, err = p.communicate(timeout=20)
+        assert p.returncode == 128 + n and not path.exists() and 'Traceback' not in err, err
+
+    @pytest.mark.parametrize('n, sent', [(signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGTERM, 3), (signal.SIGINT, 1), (signal.SIGINT, 3)])
+    def test_a_live_run_ends_in_good_order(self, n, sent, tmp_path):
+        p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--speed', 20, '--asof', '2025-12-05T09:29:30', '--data', tmp_path, word='link up')
+        while not list((tmp_path/'original_data'/'seconds').glob('*.csv')) and p.poll() is None: time.sleep(.05)
+        for _ in range(sent): p.send_signal(n)
+        out, err = p.communicate(timeout=30)
+        assert p.returncode == 128 + n and err == 'interrupted; what was finished is kept: the same command goes on from there\n', err
+        assert '2025-12-05 is recorded up to ' in out.splitlines()[-1] and out.strip().endswith('the day is not sealed, and the next run goes on from here')
+        with Store(tmp_path).lock(): pass
+        assert not (tmp_path/'.lock.json').exists()
+
+    @pytest.mark.parametrize('n', [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize('group', [True, False])
+    def test_right_at_the_start_there_is_nothing_to_say(self, n, group, tmp_path):
+        for word in ('SIMULATED', 'asleep'):
+            p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--speed', 60, '--data', tmp_path, word=word)
+            (os.killpg if group else os.kill)(p.pid, n)
+            out, err = p.communicate(timeout=30)
+            assert p.returncode == 128 + n and 'history' not in out and err == 'interrupted; what was finished is kept: the same command goes on from there\n', out + err
+            with Store(tmp_path).lock(): pass
+
+    def test_one_in_the_background_of_a_script(self, tmp_path):
+        "A shell without job control starts those with SIGINT ignored: Ctrl-C is not for them, SIGTERM is."
+        command = ' '.join([*SPY, 'live', '--no-options', '--days', '3', '--sessions', '10', '--speed', '20', '--data', str(tmp_path)])
+        p = subprocess.Popen(['sh', '-c', f'{command} & pid=$!; sleep 3; kill -INT $pid; sleep 1; kill -TERM $pid; wait $pid; echo ended $?'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = p.communicate(timeout=60)
+        assert out.endswith('ended 143\n') and 'Traceback' not in err, out + err
+        with Store(tmp_path).lock(): pass
+
+    def test_nobody_reads_any_longer(self, tmp_path):
+        "A recording outlives the pipe that it told its progress to."
+        p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--asof', '2025-12-05T15:58', '--data', tmp_path, word='SIMULATED')
+        p.stdout.close()
+        assert p.wait(60) == 0 and p.stderr.read() == '' and Store(tmp_path).raw_days(sealed=True)[-1].isoformat() == '2025-12-05'
+        p.stderr.close()

@@ -165,7 +165,7 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
         for t in ends + beside: t.cancel()
         await asyncio.gather(*ends, *beside, return_exceptions=True)
         self.today.write()
-        if not whole and self.feed.seconds: self.line(f'{self.kept()}; the day is not sealed, and the next run goes on from here')
+        if not whole and self.feed.seconds and self.feed.seconds.oldest > self.feed.open: self.line(f'{self.kept()}; the day is not sealed, and the next run goes on from here')
 
 # %% ../../nbs/live/51_runner.ipynb #cf89fac2
 @patch
