@@ -257,7 +257,7 @@ def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data =
 
 # %% ../nbs/64_cli.ipynb #1afe31d5
 @app.command()
-def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
+def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, quotes: Quotes = None, trades: Trades = None, book: BookFile = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
          days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', once: _opt(bool, '--once', 'One session, then end.') = False,
          until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
          options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
