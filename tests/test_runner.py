@@ -170,9 +170,9 @@ def test_tws_is_down_when_the_runner_wakes(tmp_path):
 # --- how it ends
 
 def test_until_a_time_that_has_been_and_once(tmp_path):
-    for root, begin, end in (('a', '10:00:00', '10:00:00'), ('b', '16:30:00', '17:00:00'), ('c', '08:00:00', '09:00:00')):
+    for root, begin, end, why in (('a', '10:00:00', '10:00:00', 'has passed'), ('b', '16:30:00', '17:00:00', 'comes before the session of 2025-12-02'), ('c', '08:00:00', '09:00:00', 'comes before the session of 2025-12-01')):
         r = run(lived(tmp_path/root, begin, until=at(end)))
-        assert r.feed is None and [o[20:] for o in r.said] == [f'nothing is to be recorded before Mon 2025-12-01 {end[:5]}']
+        assert r.feed is None and [o[20:] for o in r.said] == [f'2025-12-01 {end[:5]} {why}: nothing to record']
 
 
 def test_until_means_everything_up_to_it(tmp_path):

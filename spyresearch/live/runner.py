@@ -97,7 +97,9 @@ async def run(self:Runner,
             while self.sealed(day): day = next_session(day)
             opens, closes = session(day).open.to_pydatetime(), session(day).close.to_pydatetime()
             self.left_open(day)
-            if until and max(opens - LEAD, self.clock.now()) >= until: return self.feed or self.line(f'nothing is to be recorded before {until:%a %Y-%m-%d %H:%M}')
+            if until and max(opens - LEAD, self.clock.now()) >= until:
+                if not self.feed: self.line(f'{until:%Y-%m-%d %H:%M} ' + ('has passed' if self.clock.now() >= until else f'comes before the session of {day}') + ': nothing to record')
+                return
             if self.clock.now() < opens - LEAD: self.line(f'asleep until {opens - LEAD:%a %Y-%m-%d %H:%M}'); await self.nap(opens - LEAD)
             if self.clock_ended(): return
             await self.history(opens)
