@@ -63,7 +63,7 @@ def write_json(
     else: atomic_write(out, text + '\n')
 
 # %% ../nbs/64_cli.ipynb #7bcdbc8a
-OF_A_REPLAY = ('daily', 'dividends', 'chain', 'intraminute', 'seed', 'edge', 'sessions', 'speed', 'faults') # options
+OF_A_REPLAY = ('daily', 'dividends', 'chain', 'quotes', 'trades', 'book', 'intraminute', 'seed', 'edge', 'sessions', 'speed', 'faults') # options
 
 def _misplaced(ctx) -> list: # of flags
     "Options of a replay that were given beside --tws."

@@ -80,7 +80,7 @@ TWS = ['--tws', '127.0.0.1:7497']
 
 @pytest.mark.parametrize('args, flags', [
     (['live', '--speed', 'max'], '--speed'), (['live', '--faults', '{}'], '--faults'), (['live', '--seed', '7'], '--seed'), (['live', '--edge', '0'], '--edge'), (['live', '--sessions', '130'], '--sessions'),
-    (['live', '--intraminute', 'simulated'], '--intraminute'), (['live', '--speed', '60', '--seed', '8'], '--speed and --seed'), (['live', '--daily', 'd.csv'], '--daily'), (['live', '--chain', 'c.parquet'], '--chain'),
+    (['live', '--intraminute', 'simulated'], '--intraminute'), (['live', '--speed', '60', '--seed', '8'], '--speed and --seed'), (['live', '--daily', 'd.csv'], '--daily'), (['live', '--chain', 'c.parquet'], '--chain'), (['live', '--quotes', 'q.parquet', '--book', 'b.parquet'], '--quotes and --book'),
     (['history', '--seed', '8'], '--seed'), (['history', '--edge', '1'], '--edge'), (['prepare', '--seed', '8'], '--seed'), (['tickets', '--edge', '1'], '--edge'), (['run', '--sessions', '100'], '--sessions'),
     (['evaluate', '--edge', '1'], '--edge'), (['backtest', '--dividends', 'd.csv'], '--dividends')])
 def test_options_of_a_replay_are_not_for_a_tws(args, flags, tmp_path):
