@@ -299,9 +299,7 @@ def replay(ctx: typer.Context, bars: Bars = None, daily: Daily = None, dividends
     given = load_any(tape) if tape else open_tape(s.bars, s.daily or None, s.dividends or None, None, seed, edge, s.sessions, s.chain, s.quotes, s.trades, s.book, s.intraminute)
     at = before_open(given, asof or '') if from_open else parse_asof(asof) if asof else None
     script, pace = Faults.from_json(faults), speed_of(speed)
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler: signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) # `serve` takes a KeyboardInterrupt for a good end
     serve(given, port, at, pace, script, unit=unit, depth_mode=depth_mode, seed=seed)
-    raise typer.Exit(128 + signal.SIGTERM) # nothing else brings it back
 
 # %% ../nbs/64_cli.ipynb #8abb6858
 @app.command()

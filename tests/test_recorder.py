@@ -22,7 +22,7 @@ from spyresearch.core import ET, UTC, DataError, FixedClock, FolderError, UsageE
 from spyresearch.sessions import minutes
 from spyresearch.tws import wire
 from spyresearch.tws.intraminute import draw_day
-from spyresearch.tws.recorder import Frame, Masks, Recorder, head, main, read_frames, record
+from spyresearch.tws.recorder import Frame, Masks, Recorder, head, read_frames, record
 from spyresearch.tws.recording import Playback, recording, tape_of
 from spyresearch.tws.replay import Faults, ReplayServer
 from spyresearch.tws.tape import DAY, Tape
@@ -230,19 +230,17 @@ def test_a_recording_is_never_replaced_and_a_bad_place_is_said(tmp_path, capsys)
     (tmp_path/'a.frames').write_text('mine')
     with pytest.raises(UsageError, match='exists'): record('127.0.0.1', 1, tmp_path/'a.frames')
     assert (tmp_path/'a.frames').read_text() == 'mine'
-    assert main(['--tws', '127.0.0.1:1', '--out', str(tmp_path/'no'/'a.frames')]) == 3 and main(['--tws', 'here', '--out', 'x']) == 2
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals of a console are another matter')
 def test_the_program_listens_records_and_ends_when_interrupted(tmp_path):
-    code = 'import sys; from spyresearch.tws.recorder import main; sys.exit(main())'
     async def talk_to(port):
         ib = IB()
         await ib.connectAsync('127.0.0.1', port, clientId=1)
         ib.disconnect()
     async def run():
         async with odd_server() as srv:
-            p = subprocess.Popen([sys.executable, '-c', code, '--tws', f'127.0.0.1:{srv.port}', '--out', str(tmp_path/'a.frames')], stdout=subprocess.PIPE)
+            p = subprocess.Popen([sys.executable, '-m', 'spyresearch.cli', 'record', '--tws', f'127.0.0.1:{srv.port}', '--out', str(tmp_path/'a.frames')], stdout=subprocess.PIPE)
             try:
                 line = (await asyncio.to_thread(p.stdout.readline)).decode()
                 await talk_to(int(line.removeprefix('listening 127.0.0.1:')))
@@ -251,7 +249,7 @@ def test_the_program_listens_records_and_ends_when_interrupted(tmp_path):
             finally:
                 p.kill()
                 p.stdout.close()
-    assert asyncio.run(run()) == 0 and recording(tmp_path/'a.frames').accounts == ['SIMULATED-odd']
+    assert asyncio.run(run()) == 130 and recording(tmp_path/'a.frames').accounts == ['SIMULATED-odd']
 
 
 # -- what is read back

@@ -50,9 +50,10 @@ class Feed:
         grace_s:float=.3, # how long a second waits for what belongs to it
         deadlines=DEADLINES,
     ):
-        self.link, self.store, self.clock, self.venue, self.grace_s, self.deadlines = link, store, link.clock, venue, grace_s, dict(deadlines)
+        self.link, self.store, self.clock, self.venue, self.grace_s = link, store, link.clock, venue, grace_s
         speed = getattr(self.clock, 'speed', 1.)
-        self.patience_s = max(PATIENCE_S, .25*speed) if isinstance(speed, (int, float)) else PATIENCE_S # at a replay's speed, the same delay on the way is so much longer
+        if isinstance(speed, str): speed = 1. # all wait for each other
+        self.patience_s, self.deadlines = max(PATIENCE_S, .25*speed), {k: max(v, speed) for k, v in deadlines.items()} # at a replay's speed, the same delay on the way is so much longer
         for o in self.events: setattr(self, o, Event(o)); getattr(self, o).error_event += link.broke
         self.record = DayRecord(store, self.told)
         self.log, self.prices, self.late = self.logs = self.record.logs

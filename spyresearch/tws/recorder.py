@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNVERIFIED', 'Inferred', 'INFERRED', 'LIMIT', 'TEXT_END', 'FORMAT', 'Frame', 'inferred', 'Masks', 'Pair', 'head',
-           'started', 'read_frames', 'Recorder', 'record', 'main']
+           'started', 'read_frames', 'Recorder', 'record']
 
 # %% ../../nbs/tws/25_recorder.ipynb #42689a20
-import argparse, asyncio, json, os, re, sys
+import asyncio, json, os, re, sys
 from collections import deque, namedtuple
 from contextlib import suppress
 from datetime import datetime
@@ -258,17 +258,6 @@ def record(
         async with r:
             print(f'listening 127.0.0.1:{r.port}', flush=True)
             await asyncio.Event().wait()
-    with suppress(KeyboardInterrupt): asyncio.run(run())
-    if r.failed: raise r.failed
-
-# %% ../../nbs/tws/25_recorder.ipynb #57ccf0aa
-def main(argv=None) -> int: # exit status
-    "The recorder as a program, with no more imported than it needs."
-    p = argparse.ArgumentParser(prog='record')
-    p.add_argument('--tws', required=True); p.add_argument('--out', required=True); p.add_argument('--port', type=int, default=0)
-    a = p.parse_args(argv); host, _, at = a.tws.rpartition(':')
-    try:
-        if not (host and at.isdigit()): raise UsageError(f'--tws {a.tws!r} is not HOST:PORT', 'a name or address, a colon, and a port', 'as 127.0.0.1:7497')
-        record(host, int(at), a.out, a.port)
-    except SpyError as e: print(e, file=sys.stderr); return e.exit_code
-    return 0
+    try: asyncio.run(run())
+    finally:
+        if r.failed: raise r.failed

@@ -8,7 +8,7 @@ __all__ = ['BEFORE', 'STREAMS', 'FILES', 'ticks_from_files', 'open_tape', 'listi
 
 # %% ../../nbs/tws/24_replay.ipynb #4408bd97
 import argparse, asyncio, os, signal, subprocess, sys, tempfile, threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -138,14 +138,19 @@ def serve(
         srv = ReplayServer(tape, asof or start_of(tape), speed, faults=faults, pacing=pacing, port=port, control=True, **options)
         srv.listing = listing_of(srv)
         async with srv:
-            if with_parent: threading.Thread(target=_watch, args=(asyncio.get_running_loop(), stop), daemon=True).start()
-            with suppress(NotImplementedError): asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set) # not on Windows
+            if with_parent: _follow(stop)
             print(f'listening 127.0.0.1:{srv.port}\ncontrol 127.0.0.1:{srv.control.port}', flush=True)
             print(*about(srv), sep='\n', file=sys.stderr, flush=True)
             await stop.wait()
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt) if with_parent else nullcontext():
         try: asyncio.run(run())
         except OSError as e: raise UsageError(f'cannot listen on port {port}', e.strerror or str(e), 'choose another --port, or 0 for a free one') from e
+
+def _follow(stop):
+    "Set `stop` when the parent ends, or asks for it; both are a good end."
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=_watch, args=(loop, stop), daemon=True).start()
+    with suppress(NotImplementedError): loop.add_signal_handler(signal.SIGTERM, stop.set) # not on Windows
 
 def _watch(loop, stop):
     "Set `stop` when standard input ends; `sys.stdin` has a lock that a dying interpreter trips over."
