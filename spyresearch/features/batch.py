@@ -9,7 +9,7 @@ __all__ = ['compute']
 import pandas as pd
 
 from ..bars import Grid, check_bars
-from . import standard  # noqa: F401 - declares the features
+from . import location, standard  # noqa: F401 - they declare the features
 from .registry import REGISTRY, Days, Registry
 from ..sessions import minutes
 

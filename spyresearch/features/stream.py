@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..bars import RAW_COLUMNS
 from ..core import ET, DataError, UsageError
 from .batch import compute
-from .registry import REGISTRY, Minute, Registry
+from .registry import COLUMNS, REGISTRY, Minute, Registry, check_night, source_code
 from ..sessions import MINUTES, prev_session, session
 
 # %% ../../nbs/features/26_stream.ipynb #3e65a6e1
@@ -33,6 +32,7 @@ class Stream:
         self.dividends, self.states = dividends or {}, {f.name: f.new_state() for f in self.plan}
         self.last = self.day = None  # last finished session; the one under way
         self.minute = 0  # the next to come
+        self.px = None  # the latest close, and its session
 
 # %% ../../nbs/features/26_stream.ipynb #04826cfb
 @patch
@@ -49,7 +49,7 @@ def open(self:Stream,
     self.fields = dict(day=day, n=s.n_minutes, weekday=day.weekday(), linked=self.last == prev_session(day), dividend=self.dividends.get(day, 0.))
 
 # %% ../../nbs/features/26_stream.ipynb #2cc9c8fb
-_NOTHING = dict.fromkeys(RAW_COLUMNS, np.float64('nan'))
+_NOTHING = dict.fromkeys(COLUMNS, np.float64('nan'))
 
 @patch
 def _pass(self:Stream, market, seen):
@@ -79,8 +79,10 @@ def push(self:Stream,
     m = at.hour*60 + at.minute - 570
     if not self.minute <= m < self.n:
         raise DataError(f'the bar {at} is not expected', f'minute {self.minute} of {self.n} of {self.day} comes next', 'push each minute once, in order')
+    if self.px and self.fields['linked'] and self.px[1] != self.day: check_night(bar['open'], self.px[0], self.day)
     while self.minute < m: self._pass(_NOTHING, False)
-    b = self._pass({o: np.float64(bar.get(o, np.nan)) for o in RAW_COLUMNS}, True)
+    self.px = bar['close'], self.day
+    b = self._pass({o: np.float64(bar.get(o, np.nan)) for o in COLUMNS[:-1]} | dict(source=np.float64(source_code(bar.get('src')))), True)
     return {o: v if math.isfinite(v := float(b[o])) else math.nan for o in self.names}
 
 # %% ../../nbs/features/26_stream.ipynb #4c6e6b6c
