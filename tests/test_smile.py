@@ -50,7 +50,7 @@ def quoted(chains):
 
 
 def test_volatilities_are_those_of_quantlib(chains):
-    ql = pytest.importorskip('QuantLib')
+    import QuantLib as ql
     n = 0
     for _, rows in list(chains.groupby(level=0))[::10]:
         for _, o, f, left, _ in rungs(rows):
@@ -64,7 +64,7 @@ def test_volatilities_are_those_of_quantlib(chains):
 
 
 def test_delta_is_that_of_quantlib():
-    ql = pytest.importorskip('QuantLib')
+    import QuantLib as ql
     for k in (590., 599., 600., 601., 612.):
         for sign, right in ((1, ql.Option.Call), (-1, ql.Option.Put)):
             calc = ql.BlackCalculator(ql.PlainVanillaPayoff(right, k), 600.3, .008, 1.)
