@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CALENDAR', 'COLUMNS', 'MARKET', 'REGISTRY', 'NIGHT', 'Feature', 'Registry', 'feature', 'Days', 'split_of',
-           'check_night', 'source_code', 'Minute', 'total', 'Total', 'rolling', 'registry_hash', 'feature_table']
+           'check_night', 'source_code', 'Minute', 'total', 'Total', 'rolling', 'registry_hash', 'sums',
+           'feature_table']
 
 # %% ../../nbs/features/20_registry.ipynb #27378ed0
 import hashlib
@@ -308,6 +309,14 @@ def hash(self:Registry) -> str:
 def registry_hash() -> str:
     "The hash of the project's registry."
     return REGISTRY.hash()
+
+# %% ../../nbs/features/20_registry.ipynb #1c0b4049
+def sums(
+    name:str, # a feature
+    registry:Registry=REGISTRY,
+) -> bool:
+    "Does this feature rest on a running sum?"
+    return any('cumsum' in _code(f.batch) for f in registry.plan([name]))
 
 # %% ../../nbs/features/20_registry.ipynb #fcbee9b9
 def feature_table(

@@ -1,0 +1,159 @@
+"""Bars as they really come: a volume that changes its scale, a split, holes, halts, bad prints; each has one named consequence."""
+from datetime import date
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spyresearch.bars import read_bars
+from spyresearch.core import DataError
+from spyresearch.features.batch import compute
+from spyresearch.features.registry import REGISTRY
+from spyresearch.features.stream import Stream, parity, stream_frame
+from spyresearch.sessions import session
+
+VOLUME = [f.name for f in REGISTRY if f.group == 'G6']
+WICKS = {'vwap_dist', 'pday_pos'}   # what reads highs and lows
+PX = ['open', 'high', 'low', 'close']
+
+
+@pytest.fixture(scope='module')
+def record(shared): return pd.read_parquet(shared('spy_1min.parquet')).tz_convert('America/New_York')
+
+
+@pytest.fixture(scope='module')
+def spy(shared): return read_bars(shared('spy_1min.parquet'))
+
+
+@pytest.fixture(scope='module')
+def autumn(spy): return spy['2025-09-02':'2025-12-05']
+
+
+def days_with(x, name): return x[name].notna().groupby(x.index.date).any()
+def same(a, b, but=()): np.testing.assert_array_equal(a.drop(columns=list(but)), b.drop(columns=list(but)))
+
+
+def test_a_named_source_change_empties_volume_for_14_sessions(record, autumn):
+    named = autumn.assign(src=record['src'].astype(str).reindex(autumn.index))
+    x, plain = compute(named), compute(autumn)
+    for o in VOLUME:
+        known = days_with(x, o)
+        empty = known.index[~known & (known.index > date(2025, 10, 1))]
+        assert [str(empty[0]), len(empty)] == ['2025-11-04', 14], o
+        assert days_with(plain, o)[date(2025, 11, 4)]
+    same(x, plain, VOLUME)
+    assert parity(named['2025-10-01':], VOLUME)['share_equal'].eq(1).all()
+
+
+def test_an_unnamed_change_by_a_fifth_stays_inside_a_days_own_scatter(spy):
+    "What the real change of 2025-11-04 does when nobody says so: the median ratio moves by less than the spread of a day."
+    daily = compute(spy['2025-01-02':'2026-02-27'], ['relvol_day'])['relvol_day'].groupby(lambda t: t.date()).last()
+    after = daily[(daily.index >= date(2025, 11, 4)) & (daily.index < date(2025, 11, 24))].median()
+    assert abs(after - daily.median()) < daily.std()
+
+
+@pytest.mark.parametrize('factor', [100., 10., 4., .25, .01])
+def test_an_unnamed_change_of_scale_is_never_a_ratio(autumn, factor):
+    day = date(2025, 10, 15)
+    bars = autumn.assign(volume=autumn['volume']*np.where(autumn.index.date >= day, factor, 1.))
+    x, plain = compute(bars), compute(autumn)
+    known = days_with(x, 'relvol_day')
+    empty = known.index[~known & (known.index >= day)]
+    assert empty[0] == day and 14 <= len(empty) <= 18
+    same(x, plain, [*VOLUME, 'vwap_dist'])
+    np.testing.assert_allclose(x['vwap_dist'], plain['vwap_dist'], rtol=1e-6, atol=1e-9)
+    late = x.index.date > empty[-1]
+    np.testing.assert_allclose(x[VOLUME][late].to_numpy()[:, :2], plain[VOLUME][late].to_numpy()[:, :2], rtol=1e-9, atol=1e-12)
+
+
+def test_no_true_session_looks_like_a_change_of_scale(spy):
+    "2023-11 to 2026-03 holds August 2024 and April 2025: no volume feature is lost to a false alarm."
+    known = days_with(compute(spy['2023-11-06':'2026-03-31'], ['relvol_day']), 'relvol_day')
+    assert known[known.index >= date(2023, 12, 4)].all()
+
+
+@pytest.mark.parametrize('ratio,words', [(2., '2-for-1'), (1.5, '3-for-2'), (.1, '1-for-10')])
+def test_a_split_is_refused_and_explained(autumn, ratio, words):
+    day, bars = date(2025, 11, 12), autumn.copy()
+    bars.loc[bars.index.date >= day, PX] /= ratio
+    with pytest.raises(DataError, match=rf'2025-11-12 opened at .* not adjusted for a split \({words}\)') as e: compute(bars)
+    assert 'multiply the prices before 2025-11-12' in e.value.todo and e.value.exit_code == 3
+    s = Stream()
+    s.start(bars[bars.index.date < day])
+    with pytest.raises(DataError, match='split'): s.push(bars.loc[str(day)].reset_index().iloc[0].to_dict())
+    assert s.push(autumn.loc[str(day)].reset_index().iloc[0].to_dict())['r_overnight'] == compute(autumn)['r_overnight'].loc[str(day)].iloc[0]
+
+
+def test_no_true_night_is_taken_for_a_split(shared):
+    "The whole daily record since 1998, and the minutes."
+    daily = pd.read_parquet(shared('spy_daily.parquet'))
+    ratio = daily['open']/daily['close'].shift()
+    assert ratio.max() < 1.2 and ratio.min() > .8
+
+
+def test_bad_prints_move_only_what_reads_wicks(record, spy):
+    flagged = record.index[record['suspect_wick'].to_numpy() & record.index.isin(spy.index)]
+    days = sorted({t.date() for t in flagged if date(2025, 1, 2) < t.date() < date(2025, 6, 1)})
+    bars = spy['2024-11-25':'2025-06-03']
+    hit = bars.index.isin(flagged)
+    clean = bars.copy()
+    clean.loc[hit, 'high'], clean.loc[hit, 'low'] = bars.loc[hit, ['open', 'close']].max(axis=1), bars.loc[hit, ['open', 'close']].min(axis=1)
+    a, b = compute(bars), compute(clean)
+    moved = {o for o in a if not np.array_equal(a[o], b[o], equal_nan=True)}
+    assert len(days) >= 5 and moved <= WICKS and a.notna().equals(b.notna())
+
+
+def test_a_halt_is_a_hole_and_not_a_calm(autumn):
+    day = '2025-11-18'
+    whole, at = autumn.loc[day], (autumn.index.date == date(2025, 11, 18)) & (autumn.index.hour == 13)
+    halted = autumn[~at]
+    x, y = compute(halted).loc[day], compute(autumn).loc[day]
+    assert len(x) == len(whole) - 60
+    same(x[x.index.hour < 13], y[y.index.hour < 13])
+    end = x.index[-1]
+    assert x.loc[end, 'r_day'] == y.loc[end, 'r_day'] and abs(x.loc[end, 'relvol_day'] - y.loc[end, 'relvol_day']) < .1
+    np.testing.assert_array_equal(stream_frame(halted).loc[day], x)
+
+
+def test_a_late_open_and_a_day_of_few_bars_break_nothing(autumn):
+    d, e = date(2025, 11, 18), date(2025, 11, 19)
+    when, minute = autumn.index.date, autumn.index.hour*60 + autumn.index.minute - 570
+    bars = autumn[~((when == d) & (minute < 95) | (when == e) & (minute%40 > 0))]
+    a, b = compute(bars), stream_frame(bars)
+    np.testing.assert_array_equal(a, b)
+    known = a.loc['2025-11-18'].notna().any()
+    assert set(known.index[~known]) == {*VOLUME, 'open_range', 'log_spread'}  # they need the first half hour, or quotes
+
+
+def test_zero_volume_is_empty_and_leaves_prices_alone(autumn):
+    mute = autumn.copy()
+    at = (mute.index.date == date(2025, 11, 18)) & (mute.index.hour == 13)
+    mute.loc[at, 'volume'] = 0.
+    x, y = compute(mute), compute(autumn)
+    assert x.loc[at, 'relvol_15'].isna().sum() == 46 and x.loc[at, 'relvol_day'].notna().all() and np.isfinite(x.loc[at, 'amihud_30'].dropna()).all()
+    same(x, y, [*VOLUME, 'vwap_dist'])
+    whole = autumn.assign(volume=np.where(autumn.index.date == date(2025, 11, 18), 0., autumn['volume']))
+    known = days_with(compute(whole, VOLUME), 'relvol_day')
+    assert not known[date(2025, 11, 18)] and not known[date(2025, 11, 19)] and parity(whole, [*VOLUME, 'vwap_dist'])['share_equal'].eq(1).all()
+
+
+def test_duplicates_are_refused_by_both_forms(autumn):
+    twice = pd.concat([autumn.head(50), autumn.iloc[[20]]]).sort_index()
+    with pytest.raises(DataError, match='the same minute twice'): compute(twice)
+    s = Stream(['r1'])
+    s.start(autumn.head(50))
+    with pytest.raises(DataError, match='minute 50 of 390'): s.push(autumn.iloc[[20]].reset_index().iloc[0].to_dict())
+
+
+def test_a_half_day_is_compared_minute_by_minute(spy):
+    half = date(2025, 11, 28)
+    x = compute(spy['2025-10-01':'2025-12-05'])
+    assert session(half).n_minutes == 210
+    assert x.loc[str(half), VOLUME].notna().sum().tolist() == [181]*len(VOLUME)
+    assert x.loc['2025-12-01', 'relvol_day'].notna().sum() == 361
+
+
+def test_a_first_session_knows_only_itself(spy):
+    x = compute(spy['2025-10-01':'2025-10-01'])
+    remembering = [f.name for f in REGISTRY if f.kept and f.sessions]
+    assert x[remembering].isna().all(axis=None) and x[['r1', 'logrv_60', 'vwap_dist', 'rsi_14', 'jump_30']].notna().any().all()

@@ -1,0 +1,204 @@
+"""Both forms on real sessions: the awkward days one by one, restarts, constant time and state, TA-Lib as the outsider, planted leaks."""
+import pickle
+import sys
+from datetime import date
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spyresearch.bars import read_bars
+from spyresearch.core import CheckFailed
+from spyresearch.features.audit import audit, check_causal
+from spyresearch.features.batch import compute
+from spyresearch.features.prepare import certify, context, dividends_of, prepare
+from spyresearch.features.registry import REGISTRY, Registry, feature
+from spyresearch.features.stream import Stream, certificate, stream_frame
+from spyresearch.sessions import prev_session, session
+from spyresearch.store import Store
+
+
+@pytest.fixture(scope='module')
+def spy(shared): return read_bars(shared('spy_1min.parquet'))
+
+
+@pytest.fixture(scope='module')
+def days(spy): return sorted(set(spy.index.date))
+
+
+def the_day_and_before(spy, day):
+    "Only the sessions that the day's features look at: slices, as the record has three million cells."
+    return spy[str(context(day, REGISTRY.depth())[0]):str(day)]
+
+
+def awkward(days):
+    "Every half day, every session after an absent one and the one after that, the holes, and some ordinary days."
+    after = [d for a, d in zip(days, days[1:]) if prev_session(d) != a]
+    return sorted({*(d for d in days if session(d).half), *after[::4], *(days[days.index(d) + 1] for d in after[::6]),
+                   date(2026, 7, 13), date(2025, 11, 4), date(2025, 4, 9), date(2024, 8, 5), days[0], days[-1]})
+
+
+def test_certificates_of_the_awkward_days(spy, days):
+    some = awkward(days)
+    assert len(some) >= 15
+    for d in some[::2]:
+        c = certificate(the_day_and_before(spy, d), d).check()
+        assert (c.table['share_equal'] == 1).all() and c.table['restarted'].all(), str(c)
+
+
+def test_a_certificate_of_a_stored_day_covers_its_file(tmp_path, spy):
+    store = Store(tmp_path, 'replay:real')
+    for d, o in the_day_and_before(spy, date(2025, 11, 28)).groupby(lambda t: t.date()): store.write_raw(d, o)
+    prepare(store)
+    c = certify(Store(tmp_path, 'replay:real'), date(2025, 11, 28))
+    assert c.ok and c.table['filed'].all() and dividends_of(store) == {} and str(c).startswith('PASS 2025-11-28')
+
+
+def test_a_form_that_differs_fails_its_certificate(spy):
+    mine = Registry()
+    feature('mean_3', lambda g: (np.nan_to_num(g.close).cumsum(1) - np.pad(np.nan_to_num(g.close).cumsum(1), ((0, 0), (3, 0)))[:, :-3])/3, registry=mine, group='X', formula='-',
+            inputs=('close',), state=lambda: [], step=lambda b, s: (s.append(b.close), sum(s[-3:])/3)[1])
+    feature('off', lambda g: g.close, registry=mine, group='X', formula='-', inputs=('close',), step=lambda b, s: np.nextafter(b.close, np.inf))
+    c = certificate(spy['2025-11-04':'2025-11-05'], date(2025, 11, 5), registry=mine)
+    assert c.table['ok'].to_dict() == dict(mean_3=True, off=False) and 0 < c.table.loc['mean_3', 'max_rel'] < 1e-9 and c.table['sums'].to_dict() == dict(mean_3=True, off=False)
+    with pytest.raises(CheckFailed, match='differ in off'): c.check()
+
+
+# constant time, constant state
+
+def test_state_does_not_grow_within_a_day_or_over_a_week(spy):
+    s = Stream()
+    s.start(spy['2025-09-15':'2025-10-31'])
+    sizes = []
+    for o in spy['2025-11-03':'2025-11-07'].reset_index().to_dict('records'):
+        s.push(o)
+        if s.minute in (60, 200, 389): sizes.append(len(pickle.dumps(s.states)))
+    assert len(sizes) == 15 and max(sizes) <= 1.01*min(sizes)
+
+
+def test_a_step_takes_as_many_calls_on_any_minute_of_any_day(spy):
+    "Time by counting calls: no minute may do more work because more minutes came before it."
+    s, counts = Stream(), {}
+    s.start(spy['2025-09-15':'2025-10-31'])
+    for o in spy['2025-11-03':'2025-11-07'].reset_index().to_dict('records'):
+        n = 0
+        def count(frame, event, arg):
+            nonlocal n
+            n += event in ('call', 'c_call')
+        sys.setprofile(count)
+        try: s.push(o)
+        finally: sys.setprofile(None)
+        counts[s.day, s.minute] = n
+    usual = [v for (_, m), v in counts.items() if m not in (1, 30, 390)]
+    assert max(usual) - min(usual) <= 40 and max(counts.values()) < 10*min(usual)  # the first minute turns the norms of a session
+
+
+# an outside computation
+
+@pytest.mark.parametrize('day', [date(2025, 4, 9), date(2025, 11, 28), date(2024, 8, 5)])
+def test_against_talib_in_both_its_forms(spy, day):
+    import talib
+    from talib import stream as live
+    bars = spy.loc[str(day)]
+    px = np.r_[bars['open'].iloc[0], bars['close']]
+    r = np.diff(np.log(px))
+    ours = compute(bars)
+    outside = dict(rsi_14=talib.RSI(px, 14)[1:], **{f'r{h}': np.log(talib.ROCR(px, h)[1:]) for h in (5, 15, 60)},
+                   logrv_30=np.log(talib.SUM(r*r, 30)), jump_30=np.maximum(0, 1 - np.pi/2*30/29*talib.SUM(abs(r*np.r_[0, r[:-1]]), 29)/talib.SUM(r*r, 30)))
+    for o, v in outside.items(): np.testing.assert_allclose(ours[o], v, rtol=1e-8, atol=1e-9, err_msg=o)
+    s, (rsi, roc) = Stream(['rsi_14', 'r5']), (f(px[:17], n) for f, n in ((live.RSI, 14), (live.ROCR, 5)))
+    for m, o in enumerate(bars.reset_index().to_dict('records')):
+        now = s.push(o)
+        if m > 15: np.testing.assert_allclose([now['rsi_14'], now['r5']], [rsi.update(px[m+1]), np.log(roc.update(px[m+1]))], rtol=1e-8, atol=1e-12)
+
+
+def test_location_and_volume_against_a_plain_computation(spy):
+    "Tables and loops, on sessions with a half day among them."
+    bars = spy['2025-10-06':'2025-12-03']
+    x = compute(bars)
+    by = {d: o for d, o in bars.groupby(bars.index.date)}
+    days, day = list(by), date(2025, 12, 3)
+    full = [d for d in days[:-1] if len(by[d]) == 390][-14:]
+    now, at = by[day], x.loc[str(day)]
+    close = {d: o['close'].iloc[-1] for d, o in by.items()}
+    rv = {d: (np.diff(np.log(np.r_[o['open'].iloc[0], o['close']]))**2).sum()*390/len(o) for d, o in by.items()}
+    sigma = np.sqrt(np.mean([rv[d] for d in days[-23:-1]]))
+    past20 = days[-21:-1]
+    near = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10)
+    near(at['high_20'], np.log(now['close']/max(by[d]['close'].max() for d in past20))/sigma)
+    near(at['low_20'], np.log(now['close']/min(by[d]['close'].min() for d in past20))/sigma)
+    near(at['r_d5'], np.log(close[days[-2]]/close[days[-7]]))
+    near(at['r_d20'], np.log(close[days[-2]]/close[days[-22]]))
+    near(at['r_body_d1'], np.log(close[days[-2]]/by[days[-2]]['open'].iloc[0]))
+    near(at['r_night_d1'], np.log(by[days[-2]]['open'].iloc[0]/close[days[-3]]))
+    def wide(d): px = np.r_[by[d]['open'].iloc[0], by[d]['close'].iloc[:30]]; return np.log(px.max()/px.min())
+    near(at['open_range'].iloc[29:], np.log(wide(day)/np.mean([wide(d) for d in days[-15:-1]])))
+    usual = np.mean([by[d]['volume'] for d in full], axis=0)
+    near(at['relvol_day'].iloc[29:], np.log(now['volume'].cumsum()/usual.cumsum()).iloc[29:])
+    near(at['relvol_15'].iloc[29:], np.log(now['volume'].rolling(15).sum()/pd.Series(usual, now.index).rolling(15).sum()).iloc[29:])
+    def cost(d): o = by[d]; return pd.Series(abs(np.diff(np.log(np.r_[o['open'].iloc[0], o['close']])))/(o['close']*o['volume']).to_numpy()).rolling(30).sum()
+    near(at['amihud_30'].iloc[29:], np.log(cost(day)/np.mean([cost(d) for d in full], axis=0)).iloc[29:])
+    s14 = np.mean([abs(by[d]['close']/by[d]['open'].iloc[0] - 1) for d in full], axis=0)
+    o, p = now['open'].iloc[0], close[days[-2]]
+    out = np.where(now['close'] > max(o, p)*(1 + s14), now['close']/(max(o, p)*(1 + s14)) - 1, np.where(now['close'] < min(o, p)*(1 - s14), now['close']/(min(o, p)*(1 - s14)) - 1, 0.))/s14
+    near(at['band_out'], out)
+    near(at['band_crossings'], np.r_[0, (np.sign(out[1:]) != np.sign(out[:-1])).cumsum()])
+
+
+# leaks, planted through the public registry
+
+def minutes_ahead(k, g): return np.roll(g.close, -k, 1)
+
+
+LEAKS = dict(
+    one_bar_lead=lambda g: np.log(np.roll(g.close, -1, 1)/g.close),
+    sign_of_the_next=lambda g: np.sign(np.roll(g.close, -1, 1) - g.close),
+    centred_3=lambda g: (np.roll(g.close, -1, 1) + g.close + np.roll(g.close, 1, 1))/3,
+    centred_31=lambda g: sum(np.roll(g.close, k, 1) for k in range(-15, 16))/31,
+    zscore=lambda g: (g.close - np.nanmean(g.close))/np.nanstd(g.close),
+    zscore_by_minute=lambda g: (g.close - np.nanmean(g.close, 0))/np.nanstd(g.close, 0),
+    rank=lambda g: (g.close[..., None] > np.nanquantile(g.close, [.25, .5, .75])).sum(-1),
+    day_high=lambda g: np.nanmax(g.close, 1, keepdims=True) - g.close,
+    day_mean=lambda g: g.close/np.nanmean(g.close, 1, keepdims=True),
+    day_count=lambda g: (~np.isnan(g.close)).sum(1, keepdims=True) - g.minute,
+    close_before_the_close=lambda g: np.take_along_axis(g.close, g.n - 1, 1)/g.close,
+    close_in_the_last_five_minutes=lambda g: np.where(g.minute >= g.n - 5, np.take_along_axis(g.close, g.n - 1, 1)/g.close, 0.),
+    open_of_tomorrow=lambda g: np.roll(g.close[:, :1], -1, 0)/g.close,
+    a_month_ahead=lambda g: np.concatenate([g.close[21:], np.full((min(21, len(g)), 390), np.nan)])/g.close,
+    backfilled=lambda g: np.where(g.minute%7 == 0, g.close, np.roll(g.close, -1, 1)),
+    normalised_by_the_last=lambda g: g.close/g.close[-1, 0])
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_every_planted_leak_is_caught_and_nothing_else(spy, seed):
+    bars, mine = spy['2025-03-03':'2025-06-30'], Registry()
+    for name, f in LEAKS.items(): feature(name, f, registry=mine, group='leak', formula='-', inputs=('close',))
+    feature('honest', lambda g: g.close/g.close[:, :1], registry=mine, group='X', formula='-', inputs=('close',))
+    feature('yesterday', lambda g: np.where(g.linked, np.roll(g.close[:, 200:201], 1, 0), np.nan), registry=mine, group='X', formula='-', inputs=('close',))
+    report = audit(bars, partial(compute, registry=mine), cuts=40, seed=seed, back=3)
+    assert report.index[report['leaks'] == 0].tolist() == ['honest', 'yesterday']
+    with pytest.raises(CheckFailed, match='one_bar_lead, sign_of_the_next'): check_causal(bars, partial(compute, registry=mine), cuts=40, seed=seed, back=3)
+
+
+def test_a_leak_beside_the_real_features_is_named(spy):
+    mine = Registry()
+    for f in REGISTRY: mine.add(f)
+    feature('sly', lambda g: np.roll(g.r2, -1, 1), registry=mine, group='leak', formula='-', kept=False, inputs=('r2',))
+    feature('plausible', lambda g: np.log(g.rv_today + np.nan_to_num(g.sly)), registry=mine, group='leak', formula='-', inputs=('rv_today', 'sly'))
+    with pytest.raises(CheckFailed, match='1 columns knew the future: plausible'): check_causal(spy['2025-09-15':'2025-12-05'], partial(compute, registry=mine), cuts=12)
+
+
+def test_scalers_and_selections_are_audited_too(spy):
+    bars = spy['2025-10-01':'2025-11-14']
+    def scaled(b): x = compute(b, ['r5', 'logrv_5']); return (x - x.mean())/x.std()
+    def selected(b): x = compute(b, ['r1', 'r5', 'r15']); return x[[(-x.shift(-1)).corrwith(x).idxmax()]].set_axis(['best'], axis=1)*len(x)
+    def trailing(b): x = compute(b, ['r5']); return (x - x.rolling(390).mean())/x.rolling(390).std()
+    assert audit(bars, scaled, cuts=6)['leaks'].gt(0).all() and audit(bars, selected, cuts=6)['leaks'].gt(0).all()
+    assert audit(bars, trailing, cuts=6, back=99)['leaks'].sum() == 0
+
+
+def test_streams_without_history_agree_from_any_first_day(spy):
+    for first in ('2025-11-03', '2025-11-26', '2026-07-09'):
+        bars = spy[first:][:1400]
+        np.testing.assert_array_equal(stream_frame(bars), compute(bars))
