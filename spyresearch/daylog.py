@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 from fastcore.basics import patch
 
 from .core import ET, DataError, FolderError
-from .folder import DayFolder, form_fault
+from .folder import DayFolder, form_fault, iso
 from .sessions import is_session, session
 
 # %% ../nbs/06_daylog.ipynb #02ce558d
@@ -256,6 +256,13 @@ def seal(self:DayLog, day:date) -> Resumed:
     return r
 
 # %% ../nbs/06_daylog.ipynb #89b001f2
+@patch
+def text_of(self:DayLog, day, df) -> bytes:
+    "The same text, number by number, as of rows that were added one at a time."
+    self._day, self._last = None, ''
+    rows = zip(iso(df.index).tolist(), *(df[o].tolist() for o in self.columns))
+    return self._head() + (self._lines(day, rows)[0] if len(df) else b'')
+
 @patch
 def write(self:DayLog, day:date, df:pd.DataFrame, known_gaps=(), sealed:bool=True, **more) -> Path:
     "Put a whole day into the folder, in one step."

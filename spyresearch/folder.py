@@ -178,6 +178,9 @@ def batch(self:DayFolder):
 
 # %% ../nbs/03_folder.ipynb #4f7f5172
 @patch
+def text_of(self:DayFolder, day, df) -> bytes: "A day's rows as its file holds them."; return csv_bytes(df)
+
+@patch
 def write(self:DayFolder,
     day:date,
     df:pd.DataFrame, # index of bar starts, New York; columns of numbers
@@ -186,7 +189,7 @@ def write(self:DayFolder,
     **more, # kept in the manifest's entry
 ) -> Path:
     "Put one day into the folder, in one step."
-    data = csv_bytes(df if self.columns is None else df.reindex(columns=self.columns))
+    data = self.text_of(day, df if self.columns is None else df.reindex(columns=self.columns))
     entry = dict(rows=len(df), sealed=sealed, known_gaps=sorted(known_gaps), **more)
     if sealed: entry['sha256'] = hashlib.sha256(data).hexdigest()
     first = not sealed or bool(known_gaps) or not self.claimed

@@ -22,6 +22,7 @@ from ..tws.feed import Feed
 from ..tws.history import SETTLED, fetch_history
 from ..tws.link import Link
 from ..tws.minutes import differences
+from .flowday import FlowDay, catch_up, flow_log, usual_depth, write_flow
 from .today import Today
 
 # %% ../../nbs/live/51_runner.ipynb #2bb33213
@@ -142,6 +143,7 @@ async def history(self:Runner, opens:datetime):
         if self.clock.now() + timedelta(seconds=wait_s) > opens or self.clock_ended(): break
         await self.nap(self.clock.now() + timedelta(seconds=wait_s))
     if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
+    if days := catch_up(self.store, opens.date()): self.line(f'one-second features of {len(days)} recorded days made')
 
 @patch
 async def fetch(self:Runner, days):
@@ -152,7 +154,7 @@ async def fetch(self:Runner, days):
 @patch
 async def sit(self:Runner, day, until:datetime|None=None): # until: before the close
     "A session, from before the open to the close."
-    self.feed, self.today = Feed(self.link, self.store, self.venue), Today(self.store, day)
+    self.feed, self.today, self.flow, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day), None, usual_depth(flow_log(self.store), day)
     self.today.write()
     self.feed.secondEvent += self.second
     self.feed.minuteEvent += self.minute
@@ -167,6 +169,7 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
         for t in ends + beside: t.cancel()
         await asyncio.gather(*ends, *beside, return_exceptions=True)
         self.today.write()
+        if self.flow: self.flow.close()
         if not whole and self.feed.seconds and self.feed.seconds.oldest > self.feed.open: self.line(f'{self.kept()}; the day is not sealed, and the next run goes on from here')
 
 # %% ../../nbs/live/51_runner.ipynb #cf89fac2
@@ -182,7 +185,10 @@ async def write(self:Runner): "Bring today's file up to date; an error stops the
 # %% ../../nbs/live/51_runner.ipynb #a0056735
 @patch
 def second(self:Runner, r):
-    "Now and then, how it goes."
+    "The second's features to their file; and now and then, how it goes."
+    if self.flow is None: self.flow = FlowDay(self.store, self.today.day, self.depth) # it begins with what is on the disk, this second included
+    if self.flow.stream.second <= r.second: self.flow.push(r)
+    if (r.second + 1) % 60 == 0: self.flow.flush()
     if (r.second + 1) % (60*self.every_min) == 0: asyncio.get_running_loop().call_soon(lambda: self.line(self.how()))
 
 @patch
@@ -250,7 +256,7 @@ async def closing(self:Runner, day):
     except FeedError as e: self.line(f'the day could not be read once more: {e.what}; spy history does it later')
     else: self.compare(day, own)
     if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
-    self.feed.seal()
+    self.feed.seal(); write_flow(self.store, day)
     if self.chain: self.chain.seal()
     self.line(f'{self.kept()}; the day is sealed')
 

@@ -1,0 +1,79 @@
+"""Today's one-second features: the live file is the batch's, whatever happened during the day."""
+import numpy as np
+import pandas as pd
+
+from feeding import feeding, half, story
+from live import run
+from spyresearch.core import parse_asof
+from spyresearch.features.flow import FLOW, NORM_DAYS, flow_seconds
+from spyresearch.live.flowday import FlowDay, catch_up, current, flow_log, raw_seconds, usual_depth, write_flow
+from spyresearch.sessions import sessions
+
+A = '09:29:50'
+
+
+def grown(root, begin, end, *script, **kw):
+    "A feed whose seconds go to a file of features."
+    async def listen(fed):
+        fed.flow = None
+        def second(r):
+            if fed.flow is None: fed.flow = FlowDay(fed.feed.store, fed.day)
+            if fed.flow.stream.second <= r.second: fed.flow.push(r)
+        fed.feed.secondEvent.connect(second, keep_ref=True)
+    fed = run(feeding(root, begin, end, story(*script), listen, **kw))
+    fed.flow.close()
+    return fed
+
+
+def same_as_batch(fed):
+    live = fed.flow.log.file(fed.day).read_bytes()
+    assert write_flow(fed.feed.store, fed.day, sealed=False)
+    assert live == fed.flow.log.file(fed.day).read_bytes() and len(live.splitlines()) == len(fed.feed.log.read(fed.day)) + 1
+
+
+def test_live_is_batch_through_faults_and_restarts(tmp_path):
+    one = grown(tmp_path, A, '09:34:00', ('drop', '09:31:10', {}), ('freeze', '09:32:10', dict(for_s=8)), ('mute', '09:33:00', dict(on='depth', for_s=30)))
+    same_as_batch(one)
+    two = grown(tmp_path, '09:36:30', '09:38:00')      # two and a half minutes that nobody recorded
+    same_as_batch(two)
+    df = flow_log(two.feed.store).read(two.day)
+    assert df['ofi_60'].iloc[70:120].notna().any() and df[['ofi_10', 'qimb_5', 'depth_imb_5']].iloc[250:380].isna().all().all() and df['ofi_10'].iloc[-20:].notna().all()
+    last = {k: v for k, v in two.flow.values.items() if v == v}
+    assert len(last) > 10 and np.allclose(df.iloc[-1][list(last)].astype(float), list(last.values()))
+
+
+def test_a_file_that_cannot_be_gone_on_from_is_made_anew(tmp_path):
+    one = grown(tmp_path, A, '09:31:00')
+    p = one.flow.log.file(one.day)
+    right = p.read_bytes()
+    for wrong in (right[:-40], right + b'torn', right.replace(b',told_60', b',told'), b'', right.replace(b'09:30:07', b'09:30:06')):
+        p.write_bytes(wrong)
+        FlowDay(one.feed.store, one.day).close()
+        assert p.read_bytes() == right
+    log = flow_log(one.feed.store)
+    log.m['days'][str(one.day)]['registry'] = 'another'
+    log.save()
+    assert not current(log, one.day)
+    FlowDay(one.feed.store, one.day).close()
+    assert current(flow_log(one.feed.store), one.day) and p.read_bytes() == right
+
+
+def test_days_recorded_before_are_caught_up_with(tmp_path):
+    fed = run(feeding(tmp_path, '12:58:00', '13:05:00', ends=dict, on=str(half)))
+    assert catch_up(fed.feed.store, half) == [] and catch_up(fed.feed.store, parse_asof('2025-12-02').date()) == [half] and catch_up(fed.feed.store, parse_asof('2025-12-02').date()) == []
+    seconds, trades = raw_seconds(fed.feed.store, half)
+    want, got = flow_seconds(seconds, trades), flow_log(fed.feed.store).read(half)
+    assert np.array_equal(got[FLOW.names()], want.loc[:seconds.index[-1]], equal_nan=True) and not flow_log(fed.feed.store).is_open(half)
+
+
+def test_the_usual_depth_is_of_the_twenty_sessions_before(tmp_path):
+    one = grown(tmp_path, A, '09:32:00')
+    log, days = flow_log(one.feed.store), sessions(parse_asof('2025-10-20').date(), parse_asof('2025-12-01').date())
+    df = log.read(one.day)
+    past = [d for d in days if d < one.day][-NORM_DAYS:]
+    for i, d in enumerate(past):
+        log.write(d, pd.DataFrame(df.to_numpy()*0 + 100. + i, columns=df.columns, index=df.index - (df.index[0].normalize() - pd.Timestamp(d, tz=df.index.tz))), registry=FLOW.hash())
+        assert np.isnan(usual_depth(log, one.day)).all() == (i + 1 < NORM_DAYS)
+    norm = usual_depth(log, one.day)
+    known = ~np.isnan(df['depth_60'].iloc[59::60].to_numpy())
+    assert np.allclose(norm[:2][known], 100 + (NORM_DAYS - 1)/2) and np.isnan(norm[2:]).all()
