@@ -1,10 +1,14 @@
 """Today's one-second features: the live file is the batch's, whatever happened during the day."""
+import json
+
 import numpy as np
 import pandas as pd
+import pytest
 
 from feeding import feeding, half, story
 from live import run
-from spyresearch.core import parse_asof
+from spyresearch.core import CheckFailed, UsageError, parse_asof
+from spyresearch.features.batch import REGISTRY
 from spyresearch.features.flow import FLOW, NORM_DAYS, flow_seconds
 from spyresearch.live.flowday import FlowDay, catch_up, current, flow_log, raw_seconds, usual_depth, write_flow
 from spyresearch.sessions import sessions
@@ -77,3 +81,23 @@ def test_the_usual_depth_is_of_the_twenty_sessions_before(tmp_path):
     norm = usual_depth(log, one.day)
     known = ~np.isnan(df['depth_60'].iloc[59::60].to_numpy())
     assert np.allclose(norm[:2][known], 100 + (NORM_DAYS - 1)/2) and np.isnan(norm[2:]).all()
+
+
+def test_a_certificate_of_a_recorded_day(tmp_path, capsys):
+    from spyresearch.cli import app
+    fed = run(feeding(tmp_path, '12:56:00', '13:05:00', ends=dict, on=str(half)))
+    def certify(*args): return app(['check-parity', '--data', str(tmp_path), *args], standalone_mode=False)
+    certify('--day', str(half), '--json', str(tmp_path/'out.json'))
+    said, out = capsys.readouterr().out.splitlines(), json.loads((tmp_path/'out.json').read_text())
+    assert len(said) == 2 and all(o.startswith(f'PASS {half}') for o in said) and f'{len(fed.rows):,} seconds' in said[1]
+    assert out['ok'] and len(out['minute']) == len(REGISTRY.names()) and len(out['second']) == len(FLOW.names()) and all(o['share_equal'] == 1 for o in out['minute'])
+    for day, word in (('2025-12-01', 'holds no bars'), ('today', 'is not a date')):
+        with pytest.raises(UsageError, match=word): certify('--day', day)
+
+
+def test_a_certificate_fails_when_the_forms_differ(tmp_path, monkeypatch):
+    from spyresearch.cli import app
+    run(feeding(tmp_path, '12:56:00', '13:05:00', ends=dict, on=str(half)))
+    f = FLOW['ofi_10']
+    monkeypatch.setattr(f, 'step', lambda b, s, old=f.step: old(b, s)*1.001)
+    with pytest.raises(CheckFailed, match='one-second features'): app(['check-parity', '--data', str(tmp_path), '--day', str(half)], standalone_mode=False)
