@@ -213,11 +213,11 @@ class SameMinute:
         return self.mean
     def turn(self, b):
         if not b.linked: self.days.clear()
-        elif self.n == MINUTES: self.days.append(self.today)
+        elif self.n == MINUTES: self.days.append((np.nan_to_num(self.today), ~np.isnan(self.today)))
         self.today, self.n, self.mean = np.full(MINUTES, np.nan), b.n, np.full(MINUTES, np.nan)
         if len(self.days) == self.days.maxlen:
             total, count = 0., 0
-            for day in self.days: total, count = total + np.nan_to_num(day), count + ~np.isnan(day)
+            for day, known in self.days: total, count = total + day, count + known
             with np.errstate(all='ignore'): self.mean = total/count
 
 # %% ../../nbs/features/21_standard.ipynb #2ce96dee
