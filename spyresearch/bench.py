@@ -170,13 +170,13 @@ def peak_mb(
     import psutil
     from spyresearch.core import RealClock
     most, clock = 0, RealClock()
-    with stopwatch() as w, subprocess.Popen(command, env={**os.environ, **SPEED}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
+    with tempfile.TemporaryFile('w+') as said, stopwatch() as w, subprocess.Popen(command, env={**os.environ, **SPEED}, stdout=subprocess.DEVNULL, stderr=said, text=True) as p:
         tree = psutil.Process(p.pid)
         while p.poll() is None:
             try: most = max(most, sum(o.memory_info().rss for o in [tree, *tree.children(recursive=True)]))
             except psutil.NoSuchProcess: pass  # a child ended between the two looks
             clock.sleep(.1)
-    if p.returncode: raise CheckFailed(f'the run ended with {p.returncode}', p.stderr.read()[-500:])
+        if p.returncode: said.seek(0); raise CheckFailed(f'the run ended with {p.returncode}', said.read()[-500:])
     return w.seconds, most/2**20
 
 # %% ../nbs/63_bench.ipynb #f3436a0c

@@ -76,7 +76,7 @@ async def complete(self:RawDay):
     told, n, self.owed = set(), self.owed, 0
     for what in (o for o in BESIDE if o not in self.lacks):
         try: df = await self.link.bars(what, '1 min', None, f'{60*(n + 3)} S' if n < 20 else '1 D', 20.)
-        except FeedError as e: self.owed = max(self.owed, n); self.without(what, e); continue
+        except FeedError as e: self.owed = max(self.owed, n*self.without(what, e)); continue
         for t, *v in df[OHLC].itertuples():
             k = int(t.timestamp()), BESIDE[what][0]
             if k[0] in self.minutes.final and self.beside.get(k) != v: self.beside[k] = v; told.add(k[0])
@@ -85,11 +85,12 @@ async def complete(self:RawDay):
 
 # %% ../../nbs/tws/34_rawday.ipynb #cccc7844
 @patch
-def without(self:RawDay, what:str, e:FeedError):
+def without(self:RawDay, what:str, e:FeedError) -> bool: # will it be asked for again?
     "A kind of bars was refused: for the day, unless it was there before or nobody answered."
     for_now = not isinstance(e, (NoData, PermissionMissing)) or any(o == BESIDE[what][0] for _, o in self.beside)
-    if not for_now: self.lacks.add(what); self.owed = 0
+    if not for_now: self.lacks.add(what)
     self.told('minutes', 'without', f"{what}{' for now' if for_now else ''}: {e.why or e.what}")
+    return for_now
 
 @patch
 async def finish(self:RawDay):
