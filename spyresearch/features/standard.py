@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..bars import carry
+from ..events import cpi_day, fomc_day, month_end, month_start, nfp_day, opex, quad, since_1000, since_830, to_fomc
 from .registry import feature, rolling
 from ..sessions import MINUTES
 
@@ -330,3 +331,15 @@ _clock('dow', lambda g: g.weekday, formula='day of the week, 0 is Monday')
 _clock('half_day', lambda g: 1.*(g.n < MINUTES), formula='1 on a session of 210 minutes')
 feature('log_spread', lambda g: np.log((g.ba_close - g.ba_open)/((g.ba_close + g.ba_open)/2)), group='G7', formula='ln of average ask less average bid over their mean',
         unit='ln share of price', inputs=('ba_open', 'ba_close'))
+
+# %% ../../nbs/features/21_standard.ipynb #bc2fed2a
+_event = partial(feature, group='G5', known_at='schedule', source='us_events.json')
+
+_event('fomc_day', lambda g: fomc_day(g.day), formula='1 on the day of an FOMC statement')
+_event('to_fomc', lambda g: to_fomc(g.day, g.minute), formula='minutes from the end of bar m to the 14:00 statement, negative after it; empty on other days', unit='min')
+_event('cpi_day', lambda g: cpi_day(g.day), formula='1 on a day with a CPI release')
+_event('nfp_day', lambda g: nfp_day(g.day), formula='1 on a day with an employment report')
+_event('since_830', lambda g: since_830(g.day, g.minute), formula='minutes since an 8:30 release of today (CPI, NFP, PCE); empty without one', unit='min')
+_event('since_1000', lambda g: since_1000(g.day, g.minute), formula='minutes since a 10:00 release of today (ISM), negative before it; empty without one', unit='min')
+for f, words in ((opex, 'monthly expiry: third Friday, or the session before'), (quad, 'quarterly expiry'), (month_end, 'last session of a month'), (month_start, 'first session of a month')):
+    feature(f.__name__, lambda g, f=f: f(g.day), group='G5', known_at='schedule', formula=f'1 on the {words}', source='exchange_calendars')
