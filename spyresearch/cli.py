@@ -221,6 +221,7 @@ def _of_seconds(store, day):
     from spyresearch.live.flowday import raw_seconds
     seconds, trades = raw_seconds(store, day)
     if seconds is None: return True, f'no seconds of {day} were recorded: nothing to compare', []
+    if trades is None and (seconds['trades'] > 0).any(): return False, f'FAIL {day}: trades by price are not there, though {int((seconds["trades"] > 0).sum()):,} seconds had some', []
     t = flow_parity(seconds, trades); ok = bool((t['only_one'] == 0).all() and (t['max_rel'].fillna(0) <= 1e-9).all())
     return ok, f"{'PASS' if ok else 'FAIL'} {day}: {len(t)} one-second features over {len(seconds):,} seconds, {int((t['share_equal'] == 1).sum())} equal to the last bit; largest relative difference {t['max_rel'].max():.1e}", _rows(t)
 

@@ -102,7 +102,7 @@ def begin(self:Feed, day:date):
     self.units = dict(level1=Unit('the volume of level 1', known=self.record.unit), trades=Unit('the size of a trade'))
     self.raw_volume, self.raw_at, self.l1_seconds, self.denied, self.depth_at = None, None, set(), set(), None
     self.latest, self.summed, self.level1_at, self.timed, self.doubts = {}, False, 0., False, set() # latest: minutes as told last
-    self.warming, self.slept, self.proved, self.probing = {}, set(), 0., None # streams that were asked for and have not spoken, since when; seconds slept over; up to when TWS has proved that it holds nothing back
+    self.warming, self.slept, self.behind, self.proved, self.probing = {}, set(), False, 0., None # streams that were asked for and have not spoken, since when; seconds slept over; up to when TWS has proved that it holds nothing back
     self.raw = RawDay(self.link, self.store, day, self.minutes, self.tell, self.told)
     self.seconds.down(now)
     self.latest |= {m.start: m for m in self.raw.recall()}; self.record.missing(done, first)
@@ -362,6 +362,8 @@ async def beat(self:Feed, task):
     for s in range(self.seconds.oldest, self.last):
         awake = await self.until(s + 1)
         if awake - s > LATEST: self.slept.add(s)
+        if awake - s > LATEST and not self.behind: self.told('feed', 'behind', f'{awake - s - 1:.0f} s late: the machine slept or was busy; seconds in which nothing was heard are not known')
+        self.behind = awake - s > LATEST
         if self.depth_at is not None and self.clock.now().timestamp() < s + 2: self._book(s) # a later book is not this second's
         await self.until(s + 1 + self.grace_s); await self.sound(task); self.due(s)
     while self.seconds.oldest < self.last: await self.clock.asleep(self.grace_s); await self.sound(task); self.due(self.last - 1)

@@ -96,7 +96,7 @@ class Seconds:
         self.now = dict.fromkeys((*_SAID, 'bid_at', 'ask_at', 'last_at')) | dict(down=False)
         self._past, self._slots, self._books, self._then = {}, {}, {}, self.now.copy()
         self._at, self._book_at, self._px, self._tick, self._volume = 0., None, None, 0, None
-        self.faults, self.late, self._cuts, self.trades_from = Counter(), [], set(), trades_from
+        self.faults, self.late, self._cuts, self._heard, self.trades_from = Counter(), [], set(), set(), trades_from # _heard: seconds in which something arrived
         self._mark, self._lag = 0, 0. # the latest second of which a trade was told, and how long after its end that was
         self.use(trades_from)
 
@@ -131,7 +131,7 @@ def _slot(self:Seconds, s):
 @patch
 def _arrive(self:Seconds, at):
     "Note an arrival; the slot of its second, None before the first."
-    s = self._step(at)
+    s = self._step(at); self._heard.add(max(s, self.oldest))
     if s >= self.start: return self._slot(s if s > self.oldest else self.oldest)
 
 # %% ../../nbs/tws/07_seconds.ipynb #92d60ea1
@@ -273,7 +273,7 @@ def book(self:Seconds,
     if second < self.oldest: self.faults['late_book'] += 1; return
     if len(levels) not in (0, len(LEVELS)): raise UsageError(f'a book of {len(levels)} cells', f'expected {len(LEVELS)}, or none')
     self._books[int(second)] = tuple(levels) or (None,)*len(LEVELS), heard, venue
-    if heard >= second: self._slot(int(second))
+    if heard >= second: self._slot(int(second)); self._heard.add(int(second))
 
 # %% ../../nbs/tws/07_seconds.ipynb #459d982d
 @patch
@@ -320,6 +320,7 @@ def _row(self:Seconds, slot, o, end, status, venue, levels):
     ages = tuple(None if t is None else round(max(end - t, 0), 3) for t in (o['bid_at'], o['ask_at'], o['last_at'], self._book_at))
     source = '' if status == 'down' else o['trades_from']
     if not slot: return (None,)*11 + ages + (o['halted'], o['data_type'], source, status, '') + _NO_BOOK[0]
+    if status == 'partial' and any(t is not None and end - t > STALE for t in (o['bid_at'], o['ask_at'])): o = o | dict.fromkeys(_SAID[:4]) # what stood then did not come
     spread = None if o['bid'] is None or o['ask'] is None else round(o['ask'] - o['bid'], 6)
     if spread is not None and spread < 0: self.faults['crossed_quote'] += 1; spread = None
     n = (slot.volume, slot.trades) if source in ('tbt', 'l1') and (slot.trades or status == 'data') else (None, None)
@@ -344,7 +345,9 @@ def close(self:Seconds,
     missed = traded and self._then['trades_from'] == 'tbt' and not (slot and slot.trades)
     if missed: self.faults['missed_trade'] += 1
     part = second in self._cuts or missed; self._cuts.discard(second)
-    status = ('partial' if part or not whole else 'data') if slot else 'down' if before['down'] or self._then['down'] or part else 'quiet'
+    held = second not in self._heard or not self._then['trades_from'] # its quote and book came later than it, or nobody tells of trades
+    self._heard = {o for o in self._heard if o > second}
+    status = ('partial' if part or held or not whole else 'data') if slot else 'down' if before['down'] or self._then['down'] or part else 'quiet'
     return Second(second, self._row(slot, self._then, second + 1, status, venue, levels), _by_price(slot))
 
 # %% ../../nbs/tws/07_seconds.ipynb #0644b949
