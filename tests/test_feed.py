@@ -91,6 +91,8 @@ def test_a_feed_goes_on_after_a_stop(tmp_path):
     assert two.feed.log.file(two.day).read_bytes().startswith(before[0]) and two.feed.prices.file(two.day).read_bytes().startswith(before[1])
     check_trades(rows, two.trades)
     assert len(two.feed.store.raw(two.day)) == 5
+    starts = sorted((k - two.feed.open)//60 for k in two.feed.own)
+    assert starts == [0, 1, 4, 5] and all(two.feed.own[k] == m for k, m in one.feed.own.items())   # those of the first start count at the close too
 
 
 def test_a_start_in_the_middle(tmp_path):

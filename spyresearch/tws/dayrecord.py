@@ -17,7 +17,8 @@ from ..core import DataError, FolderError
 from ..daylog import DayLog, second_stamp
 from ..sessions import session
 from ..store import Store
-from .seconds import COLUMNS, TEXT, TRADE_COLUMNS, Second, absent
+from .minutes import provisional
+from .seconds import COLUMNS, TEXT, TRADE_COLUMNS, Second, absent, records
 
 # %% ../../nbs/tws/35_dayrecord.ipynb #42e66270
 STATUS = ('data', 'partial', 'quiet', 'down', 'absent')
@@ -93,7 +94,7 @@ def begin(self:DayRecord,
     if last is not None and self.log.is_open(day) and (why := self.doubt(self.log.read(day))): self.aside(self.log, why); last = self._resume(self.log, None)
     if last is None and self.prices.file(day).exists(): self.aside(self.prices, 'the seconds that it belongs to are not there')
     self._resume(self.prices, last); self._resume(self.late, 'all')
-    self.counts = self._known(last)
+    self.counts, self.wanting = self._known(last), self._late()
     return self.open_s if last is None else int(last.timestamp()) + 1
 
 @patch
@@ -111,6 +112,21 @@ def _known(self:DayRecord, last) -> Counter:
         if there: self.aside(self.prices, why); self._resume(self.prices, None)
         else: self.told('feed', 'lost', f'trades by price are not there: {why}')
     return Counter(df['status'].tolist()) + Counter({'late trades': len(self.late.read(self.day)) if self.late.file(self.day).exists() else 0})
+
+# %% ../../nbs/tws/35_dayrecord.ipynb #e4f46cc4
+@patch
+def _late(self:DayRecord) -> set:
+    "Minutes of which trades came too late."
+    if not self.late.file(self.day).exists(): return set()
+    return {int(t.timestamp())//60*60 for t in pd.to_datetime(self.late.read(self.day)['second'], utc=True)}
+
+@patch
+def minutes(self:DayRecord) -> dict: # start, epoch seconds -> Minute, provisional
+    "The feed's own bars of the minutes that were told in full by earlier starts of the day: what is compared with history at the close."
+    if not self.log.file(self.day).exists(): return {}
+    by = {}
+    for r in records(self.log.read(self.day), self.prices.read(self.day) if self.prices.file(self.day).exists() else None): by.setdefault(r.second//60*60, []).append(r)
+    return {k: m for k, rows in by.items() if k not in self.wanting and (m := provisional(k, rows))}
 
 # %% ../../nbs/tws/35_dayrecord.ipynb #05b664c9
 @patch

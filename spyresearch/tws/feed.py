@@ -98,7 +98,7 @@ def begin(self:Feed, day:date):
     done = self.record.begin(day)
     first = max(done, min(int(now) + (now > int(now)), self.close))
     self.seconds, self.book = Seconds(first, ''), Book()
-    self.minutes, self.own, self.measured, self.sixty = Minutes(self.open, self.close), {}, {}, []
+    self.minutes, self.own, self.measured, self.sixty = Minutes(self.open, self.close), self.record.minutes(), {}, []
     self.units = dict(level1=Unit('the volume of level 1', known=self.record.unit), trades=Unit('the size of a trade'))
     self.raw_volume, self.raw_at, self.l1_seconds, self.denied, self.depth_at = None, None, set(), set(), None
     self.latest, self.summed, self.level1_at, self.timed, self.doubts = {}, False, 0., False, set() # latest: minutes as told last
