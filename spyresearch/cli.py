@@ -199,14 +199,13 @@ def prepare(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data =
 @app.command(name='check-parity')
 def check_parity(ctx: typer.Context, day: _opt(str, '--day', 'A recorded session, YYYY-MM-DD.'), tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
     "Stream features against batch features for a day: a certificate; exit 1 if they differ."
-    from spyresearch.features.prepare import dividends_of
-    from spyresearch.features.stream import certificate
+    from spyresearch.features.prepare import certify
     from spyresearch.store import Store
     try: at = date.fromisoformat(day)
     except ValueError: raise UsageError(f'--day {day!r} is not a date', 'expected YYYY-MM-DD', 'as --day 2026-03-31') from None
     store = Store(_folder(_source(ctx), data, 'data'))
     if at not in (days := store.raw_days()): raise UsageError(f'{store.root} holds no bars of {at}', f'it holds {days[0]} to {days[-1]}' if days else 'it holds no raw days', 'name one of its sessions, or run `spy history` first with the same source or --data')
-    bar = certificate(store.raw_frame([o for o in days if o <= at]), at, dividends=dividends_of(store))
+    bar = certify(store, at)
     ok, text, seconds = _of_seconds(store, at)
     print(bar, text, sep='\n')
     write_json(dict(day=day, provenance=store.provenance, ok=bar.ok and ok, minute=_rows(bar.table), second=seconds), json_out)
@@ -218,11 +217,12 @@ def _rows(t): "A table a feature, for JSON."; return t.astype(object).where(t.no
 def _of_seconds(store, day):
     "(agree, sentence, rows): the same for the one-second features; there may be none."
     from spyresearch.features.flow import flow_parity
+    from spyresearch.features.registry import TOLERANCE
     from spyresearch.live.flowday import raw_seconds
     seconds, trades = raw_seconds(store, day)
     if seconds is None: return True, f'no seconds of {day} were recorded: nothing to compare', []
     if trades is None and (seconds['trades'] > 0).any(): return False, f'FAIL {day}: trades by price are not there, though {int((seconds["trades"] > 0).sum()):,} seconds had some', []
-    t = flow_parity(seconds, trades); ok = bool((t['only_one'] == 0).all() and (t['max_rel'].fillna(0) <= 1e-9).all())
+    t = flow_parity(seconds, trades); ok = bool((t['only_one'] == 0).all() and (t['max_rel'].fillna(0) <= TOLERANCE).all())
     return ok, f"{'PASS' if ok else 'FAIL'} {day}: {len(t)} one-second features over {len(seconds):,} seconds, {int((t['share_equal'] == 1).sum())} equal to the last bit; largest relative difference {t['max_rel'].max():.1e}", _rows(t)
 
 # %% ../nbs/64_cli.ipynb #d559b8f3

@@ -19,8 +19,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..bars import minute_of_day
-from ..core import ET, DataError, UsageError
-from .registry import CALENDAR, Days, Feature, Minute, Registry, Total, feature, total
+from ..core import ET, DataError
+from .registry import CALENDAR, Days, Feature, Minute, Registry, Total, agreement, feature, total
 from ..sessions import MINUTES, session
 from ..tws.seconds import COLUMNS, LEVELS, STALE, TEXT, TRADE_COLUMNS, Second, absent, records
 
@@ -30,18 +30,10 @@ SIDES = ('bid_px', 'bid_sz', 'ask_px', 'ask_sz') # [10] levels each, best first,
 FLOWS = TRADE_COLUMNS[1:] # over all prices of the second: trades and shares by the side that began them
 SECOND = (*PLAIN, *SIDES, *FLOWS, 'norm', 'tick')
 
-# %% ../../nbs/features/23_flow.ipynb #79e3c7ad
+# %% ../../nbs/features/23_flow.ipynb #bb528cb8
 class SecondRegistry(Registry):
     "Features of a second by name, in the order of their declaration."
-    def add(self, f:Feature) -> Feature:
-        "Enter a declaration; a name twice, an unknown input or another time is refused."
-        if f.known_at != 'second end': raise UsageError(f'feature {f.name}: known at {f.known_at!r}', 'a feature of seconds is known when its second is over', "say known_at='second end'")
-        if unknown := [o for o in f.inputs if o not in SECOND + CALENDAR and o not in self.features]:
-            raise UsageError(f'feature {f.name}: unknown input {unknown[0]!r}', 'inputs are columns of the seconds or features declared before', 'declare the input first')
-        if f.name in SECOND + CALENDAR or (old := self.features.get(f.name)) and old.batch.__module__ != f.batch.__module__:
-            raise UsageError(f'feature {f.name!r} is declared already', 'two meanings under one name cannot be told apart in a file', 'choose another name')
-        self.features[f.name] = f
-        return f
+    inputs, known_at = SECOND + CALENDAR, ('second end',)
 
 FLOW = SecondRegistry()
 _flow = partial(feature, registry=FLOW, known_at='second end')
@@ -248,9 +240,7 @@ def flow_parity(
     seconds:pd.DataFrame, trades=None, names=None, norm=None, tick:float=.01, registry:Registry=FLOW, # as in `flow_seconds`
 ) -> pd.DataFrame: # a row a feature
     "How far the stream's values are from the batch's."
-    a, b = (f(seconds, trades, names, norm, tick, registry) for f in (stream_seconds, flow_seconds))
-    gap, scale, same = (a - b).abs(), np.maximum(a.abs(), b.abs()), (a == b) | (a.isna() & b.isna())
-    return pd.DataFrame(dict(values=b.notna().sum(), share_equal=same.mean(), max_abs=gap.max(), max_rel=(gap/scale).where(gap > 0, 0.).max(), only_one=(a.isna() != b.isna()).sum()))
+    return agreement(*(f(seconds, trades, names, norm, tick, registry) for f in (stream_seconds, flow_seconds)))
 
 # %% ../../nbs/features/23_flow.ipynb #f7789bc1
 _base('quoted', lambda g: g.told & (g.bid > 0) & (g.bid <= g.ask) & (np.fmin(g.bid_age, g.ask_age) <= STALE),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORM', 'DAYS', 'FIRST', 'LEVEL', 'MORNING', 'SCALE', 'POWER', 'band_out', 'band_crossings', 'vwap', 'top', 'foot',
-           'reach', 'open_width', 'volume_today', 'Level', 'volume_level', 'usual_today']
+           'reach', 'open_width', 'Level', 'volume_level']
 
 # %% ../../nbs/features/22_location.ipynb #f997630f
 from collections import deque
@@ -14,15 +14,14 @@ import numpy as np
 
 from ..bars import carry
 from .registry import feature, rolling
-from .standard import MONTH, SameMinute, past, same_minute_mean
+from .standard import MONTH, past, same_minute, since_open
 from ..sessions import MINUTES
 
 # %% ../../nbs/features/22_location.ipynb #217ea4b0
 NORM = 14 # full sessions in the norms of this module
 
 feature('move', lambda g: abs(g.last/g.day_open - 1), kept=False, group='base', formula='|C_m/O - 1|', inputs=('last', 'day_open'))
-feature('sigma14', lambda g: same_minute_mean(g.move, g.n, g.linked, NORM), kept=False, group='base', formula='mean |C_m/O - 1| by minute, last 14 full sessions',
-        scope='continuous', sessions=NORM, inputs=('move',), state=partial(SameMinute, NORM), step=lambda b, s: s(b, b.move)[b.minute])
+same_minute('sigma14', 'move', NORM, '|C_m/O - 1|')
 feature('noise_pos', lambda g: (g.close/g.day_open - 1)/g.sigma14, group='G3', formula='(C_m/O - 1)/sigma14(m); the noise area is -1 to 1',
         window=NORM*MINUTES, scope='continuous', sessions=NORM, inputs=('close', 'day_open', 'sigma14'), source='Zarattini, Aziz and Barbon 2024')
 
@@ -123,14 +122,7 @@ feature('open_range', lambda g: np.log(g.open_width/(sum(g.past_width)/NORM)), g
 # %% ../../nbs/features/22_location.ipynb #9d234beb
 LEVEL, MORNING, SCALE, POWER = 5, np.log(3), np.log(2.2), .35
 
-@feature('volume_today', kept=False, group='base', formula='volume since the open', unit='shares', inputs=('volume',), state=dict(sum=np.float64(0)))
-def volume_today(g): return np.nan_to_num(g.volume).cumsum(1)
-
-@volume_today.by_minute
-def volume_today(b, s):
-    if b.volume == b.volume: s.sum += b.volume
-    return s.sum
-
+since_open('volume_today', 'volume', 'volume', 'shares')
 feature('activity', lambda g: np.log(g.volume_today) - POWER*np.log(g.rv_today), kept=False, group='base', formula='ln of volume less .35 ln of the sum of r^2, since the open',
         inputs=('volume_today', 'rv_today'))
 
@@ -177,18 +169,10 @@ def volume_level(b, s):
     return s.ok
 
 # %% ../../nbs/features/22_location.ipynb #d3146ffd
-feature('norm_volume', lambda g: same_minute_mean(g.volume, g.n, g.linked, NORM), kept=False, group='base', formula='mean volume by minute, last 14 full sessions', unit='shares',
-        scope='continuous', sessions=NORM, inputs=('volume',), state=partial(SameMinute, NORM), step=lambda b, s: s(b, b.volume)[b.minute])
+same_minute('norm_volume', 'volume', NORM, 'volume', 'shares')
 feature('usual', lambda g: g.norm_volume + 0*g.volume, kept=False, group='base', formula='the same, empty where today has no bar', unit='shares', inputs=('norm_volume', 'volume'))
 
-@feature('usual_today', kept=False, group='base', formula='usual volume since the open', unit='shares', inputs=('usual',), state=dict(sum=np.float64(0)))
-def usual_today(g): return np.nan_to_num(g.usual).cumsum(1)
-
-@usual_today.by_minute
-def usual_today(b, s):
-    if b.usual == b.usual: s.sum += b.usual
-    return s.sum
-
+since_open('usual_today', 'usual', 'usual volume', 'shares')
 _ratio = partial(feature, group='G6', unit='ln ratio', window=NORM*MINUTES, scope='continuous', sessions=NORM + LEVEL - 1, warmup=FIRST)
 _ratio('relvol_day', lambda g: np.log(g.volume_today/g.usual_today) + g.volume_level, formula='ln of the volume since the open over its same-minute mean of 14 full sessions',
        inputs=('volume_today', 'usual_today', 'volume_level'))
@@ -202,7 +186,6 @@ _ratio('relvol_15', lambda g: np.log(g.volume_15/g.usual_15) + g.volume_level, f
 feature('illiq', lambda g: g.abs_ret/(g.close*np.where(g.volume > 0, g.volume, np.nan)), kept=False, group='base', formula='|r_m|/(C_m V_m), empty without volume', unit='1/USD',
         inputs=('abs_ret', 'close', 'volume'))
 rolling('illiq_30', 'illiq', 30, kept=False, group='base', formula='sum of |r|/(C V) over 30 min', unit='1/USD')
-feature('norm_illiq', lambda g: same_minute_mean(g.illiq_30, g.n, g.linked, NORM), kept=False, group='base', formula='its mean by minute, last 14 full sessions', unit='1/USD',
-        scope='continuous', sessions=NORM, inputs=('illiq_30',), state=partial(SameMinute, NORM), step=lambda b, s: s(b, b.illiq_30)[b.minute])
+same_minute('norm_illiq', 'illiq_30', NORM, 'sum of |r|/(C V) over 30 min', '1/USD')
 _ratio('amihud_30', lambda g: np.log(g.illiq_30/g.norm_illiq) + g.volume_level, formula='ln of the sum of |r|/(C V) over 30 min over its same-minute mean of 14 full sessions',
        inputs=('illiq_30', 'norm_illiq', 'volume_level'), source='Amihud 2002')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEEK', 'MONTH', 'TAIL', 'N_RSI', 'last', 'base', 'of_yesterday', 'prior', 'back', 'Back', 'past', 'day_open',
-           'rv_today', 'totals', 'rv_total', 'same_minute_mean', 'SameMinute', 'smooth', 'diurnal', 'pair', 'rsi_14']
+           'since_open', 'totals', 'rv_total', 'same_minute_mean', 'SameMinute', 'same_minute', 'smooth', 'diurnal',
+           'pair', 'rsi_14']
 
 # %% ../../nbs/features/21_standard.ipynb #48cec3c0
 from collections import deque
@@ -124,15 +125,20 @@ for k in (5, 20):
     _swing(f'r_d{k}', lambda g, k=k: sum(g.past_move[:k]), formula=f'return of the last {k} sessions, close to close, dividends included', sessions=k + 1,
            window=k*MINUTES, inputs=('past_move',))
 
-# %% ../../nbs/features/21_standard.ipynb #3f2f3785
-@feature('rv_today', kept=False, group='base', formula='sum of r^2 since the open', inputs=('r2',), state=dict(sum=np.float64(0)))
-def rv_today(g): return np.nan_to_num(g.r2).cumsum(1)
+# %% ../../nbs/features/21_standard.ipynb #66c62231
+def since_open(
+    name:str, # the intermediate
+    of:str, # the input to sum; an empty value adds nothing
+    words:str, # what it is
+    unit:str='', # of the sum
+):
+    "Declare a sum since the open."
+    def step(b, s):
+        if b[of] == b[of]: s.sum += b[of]
+        return s.sum
+    feature(name, lambda g: np.nan_to_num(g[of]).cumsum(1), step=step, state=dict(sum=np.float64(0)), kept=False, group='base', formula=f'{words} since the open', unit=unit, inputs=(of,))
 
-@rv_today.by_minute
-def rv_today(b, s):
-    if b.r2 == b.r2: s.sum += b.r2
-    return s.sum
-
+since_open('rv_today', 'r2', 'sum of r^2')
 feature('logrv_today', lambda g: np.log(g.rv_today/(g.minute + 1)), group='G2', formula='ln of the sum of r^2 since the open, per minute elapsed',
         unit='ln variance a minute', inputs=('rv_today',))
 
@@ -220,6 +226,18 @@ class SameMinute:
             total, count = 0., 0
             for day, known in self.days: total, count = total + day, count + known
             with np.errstate(all='ignore'): self.mean = total/count
+
+# %% ../../nbs/features/21_standard.ipynb #62b9eb9f
+def same_minute(
+    name:str, # the intermediate
+    of:str, # the input
+    k:int, # full sessions
+    words:str, # what it is
+    unit:str='', # of the input
+):
+    "Declare the mean of an input by minute over the last full sessions."
+    feature(name, lambda g: same_minute_mean(g[of], g.n, g.linked, k), step=lambda b, s: s(b, b[of])[b.minute], state=partial(SameMinute, k), kept=False, group='base',
+            formula=f'mean {words} by minute, last {k} full sessions', unit=unit, scope='continuous', sessions=k, inputs=(of,))
 
 # %% ../../nbs/features/21_standard.ipynb #2ce96dee
 def smooth(
