@@ -7,6 +7,7 @@ __all__ = ['flow_log', 'raw_seconds', 'usual_depth', 'current', 'write_flow', 'c
 
 # %% ../../nbs/live/49_flowday.ipynb #6e336c1c
 from datetime import date
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,8 @@ from ..daylog import DayLog, second_stamp
 from ..features.flow import FLOW, NORM_DAYS, FlowStream, depth_norm, flow_seconds
 from ..sessions import MINUTES, session
 from ..store import Store
-from ..tws.seconds import COLUMNS, TEXT, TRADE_COLUMNS, Second, absent, records
+from ..tws.dayrecord import day_logs, recorded
+from ..tws.seconds import Second, absent, records
 
 # %% ../../nbs/live/49_flowday.ipynb #5fef46a8
 def flow_log(store:Store) -> DayLog:
@@ -30,46 +32,46 @@ def raw_seconds(
     store:Store, day:date,
 ) -> tuple: # (seconds, trades by price or None), frames; (None, None) where nothing was recorded
     "What was recorded of a day."
-    log, prices = (DayLog(store.root/'original_data'/name, columns, **kw) for name, columns, kw in (('seconds', COLUMNS, dict(text=TEXT)), ('trades', TRADE_COLUMNS, dict(unique=False))))
-    if not log.file(day).exists(): return None, None
-    df = log.read(day)
-    return (df, prices.read(day) if prices.file(day).exists() else None) if len(df) else (None, None)
+    df, trades = recorded(*day_logs(store)[:2], day)
+    return (df, trades) if df is not None and len(df) else (None, None)
 
 def usual_depth(
     log:DayLog, day:date,
 ) -> np.ndarray: # [390] shares
     "The norm of `depth_rel`: from the last twenty sessions before a day that have a file of these features."
-    ends = []
-    for d in reversed([o for o in log.on_disk() if o < day and current(log, o)]):
-        why, _, df = log.parse(d)
-        if not why: ends.append(df[['depth_60']].iloc[59::60])
-        if len(ends) == NORM_DAYS: break
-    else: return np.full(MINUTES, np.nan)
+    h = FLOW.hash()
+    frames = (log.parse(d) for d in reversed(log.on_disk()) if d < day and current(log, d, h))
+    ends = [*islice((df[['depth_60']].iloc[59::60] for why, _, df in frames if not why), NORM_DAYS)]
+    if len(ends) < NORM_DAYS: return np.full(MINUTES, np.nan)
     ends = pd.concat(ends[::-1])
     return depth_norm(ends.set_axis(ends.index - pd.Timedelta(seconds=59)), day)
 
-def current(log:DayLog, day:date) -> bool:
-    "Was a day's file made by the features as they are declared now?"
-    return log.file(day).exists() and log.m['days'].get(str(day), {}).get('registry') == FLOW.hash()
+def current(
+    log:DayLog, day:date,
+    registry:str, # the hash of the features as they are declared now
+) -> bool:
+    "Was a day's file made by them?"
+    return log.file(day).exists() and log.m['days'].get(str(day), {}).get('registry') == registry
 
 # %% ../../nbs/live/49_flowday.ipynb #24c42133
 def write_flow(
     store:Store, day:date,
     sealed:bool=True, # is the session over?
+    log:DayLog=None, norm=None, # as `flow_log` and `usual_depth` give them, where they are there already
 ) -> bool: # False where nothing was recorded
     "Make a day's file from its raw seconds."
     seconds, trades = raw_seconds(store, day)
     if seconds is None: return False
-    log = flow_log(store)
-    values = flow_seconds(seconds, trades, norm=usual_depth(log, day)).loc[:seconds.index[-1]]
+    log = log or flow_log(store)
+    values = flow_seconds(seconds, trades, norm=usual_depth(log, day) if norm is None else norm).loc[:seconds.index[-1]]
     log.write(day, values, sealed=sealed, registry=FLOW.hash())
     return True
 
 def catch_up(store:Store, before:date) -> list: # the days that were written
     "Make the files of earlier days that have raw seconds, and no file of the features as they are declared now."
-    log = flow_log(store)
-    days = [d for o in sorted((store.root/'original_data'/'seconds').glob('????-??-??.csv')) if (d := date.fromisoformat(o.stem)) < before and not current(log, d)]
-    return [d for d in days if write_flow(store, d)]
+    log, h = flow_log(store), FLOW.hash()
+    days = [d for o in sorted((store.root/'original_data'/'seconds').glob('????-??-??.csv')) if (d := date.fromisoformat(o.stem)) < before and not current(log, d, h)]
+    return [d for d in days if write_flow(store, d, log=log)]
 
 # %% ../../nbs/live/49_flowday.ipynb #bfd25e62
 class FlowDay:
@@ -80,21 +82,21 @@ class FlowDay:
         norm=None, # as `usual_depth` gives it, where it is known already
     ):
         self.log, self.day, self.open_s = flow_log(store), day, int(session(day).open.timestamp())
-        self.norm = usual_depth(self.log, day) if norm is None else norm
-        self.stream, self.values = FlowStream(day, norm=self.norm), {}
+        norm = usual_depth(self.log, day) if norm is None else norm
+        self.stream, self.values = FlowStream(day, norm=norm), {}
         seconds, trades = raw_seconds(store, day)
-        self._begin(store, 0 if seconds is None else len(seconds))
+        self._begin(store, 0 if seconds is None else len(seconds), norm)
         if seconds is not None: self.values = self.stream.start(records(seconds, trades))
 
     def flush(self): self.log.flush(sync=True)
     def close(self): self.log.flush(sync=True); self.log.close()
 
 @patch
-def _begin(self:FlowDay, store, n):
+def _begin(self:FlowDay, store, n, norm):
     "Go on after the file, if it is these features of these seconds; else make it anew."
-    try: ours = current(self.log, self.day) and self.log.is_open(self.day) and self.log.resume(self.day).rows == n
+    try: ours = current(self.log, self.day, FLOW.hash()) and self.log.is_open(self.day) and self.log.resume(self.day).rows == n
     except DataError: ours = False # it cannot be gone on from, whatever the reason: it is made anew below
-    if n and not ours: write_flow(store, self.day, sealed=False); self.log.load(); self.log.claim(store.provenance); self.log.resume(self.day)
+    if n and not ours: write_flow(store, self.day, False, self.log, norm); self.log.resume(self.day)
     elif not n and self.log.file(self.day).exists(): self.log.write(self.day, pd.DataFrame(columns=FLOW.names(), index=pd.DatetimeIndex([], tz=ET)), sealed=False, registry=FLOW.hash())
 
 @patch

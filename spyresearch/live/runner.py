@@ -18,6 +18,7 @@ from ..sessions import is_session, next_session, session
 from ..store import Store
 from ..tws.chain import Chain, seal_chain_day
 from ..tws.control import SlaveClock, announced_control
+from ..tws.dayrecord import day_logs
 from ..tws.feed import Feed
 from ..tws.history import SETTLED, fetch_history
 from ..tws.link import Link
@@ -73,7 +74,7 @@ class Runner:
 
 # %% ../../nbs/live/51_runner.ipynb #7a9a43ac
 @patch
-def sealed(self:Runner, day) -> bool: "Has a session's record ended for good?"; return not Feed(self.link, self.store, self.venue).log.is_open(day)
+def sealed(self:Runner, day) -> bool: "Has a session's record ended for good?"; return not day_logs(self.store)[0].is_open(day)
 
 @patch
 def nothing_left(self:Runner, until, once) -> bool:
@@ -256,7 +257,7 @@ async def closing(self:Runner, day):
     except FeedError as e: self.line(f'the day could not be read once more: {e.what}; spy history does it later')
     else: self.compare(day, own)
     if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
-    self.feed.seal(); write_flow(self.store, day)
+    self.feed.seal(); write_flow(self.store, day, norm=self.depth)
     if self.chain: self.chain.seal()
     self.line(f'{self.kept()}; the day is sealed')
 

@@ -21,7 +21,7 @@ from ..sessions import session
 from ..store import Store
 from .audience import Audience
 from .book import Book
-from .dayrecord import DayRecord
+from .dayrecord import DayRecord, recorded
 from .link import Link
 from .minutes import LIVE, Minute, Minutes, Unit, differences, provisional
 from .rawday import RawDay
@@ -98,7 +98,7 @@ def begin(self:Feed, day:date):
     done = self.record.begin(day)
     first = max(done, min(int(now) + (now > int(now)), self.close))
     self.seconds, self.book = Seconds(first, ''), Book()
-    self.minutes, self.own, self.measured, self.sixty = Minutes(self.open, self.close), self.record.minutes(), {}, []
+    self.minutes, self.own, self.measured, self.sixty = Minutes(self.open, self.close), self.record.own, {}, []
     self.units = dict(level1=Unit('the volume of level 1', known=self.record.unit), trades=Unit('the size of a trade'))
     self.raw_volume, self.raw_at, self.l1_seconds, self.denied, self.depth_at = None, None, set(), set(), None
     self.latest, self.summed, self.level1_at, self.timed, self.doubts = {}, False, 0., False, set() # latest: minutes as told last
@@ -130,6 +130,7 @@ def hear_level1(self:Feed, word, *values):
     elif word == 'last_time': self.l1_seconds.add(values[0])
     elif word == 'volume': self._volume(values[0], at)
 
+# %% ../../nbs/tws/36_feed.ipynb #d7950684
 @patch
 def hear_timed(self:Feed, v, at):
     "A trade of level 1 with its time: where there are such, they tell of last price and volume, each a quarter of a second late otherwise."
@@ -189,6 +190,7 @@ def wants(self:Feed) -> list: # of `Want`
             want('depth', lambda hear: self.link.depth(hear, venue=self.venue), self.hear_depth, lambda: self.book.reset('asked for', self.clock.monotonic()), lambda state, reason: self.book.reset(reason, self.clock.monotonic())),
             want('minutes', self.link.minutes, self.hear_minutes, down=lambda state, reason: self.minutes.forget())]
 
+# %% ../../nbs/tws/36_feed.ipynb #0e1a9db2
 @patch
 def level1(self:Feed, hear):
     "Level 1: live, or delayed where the account has no live quotes."
@@ -209,6 +211,10 @@ def with_level1(self:Feed, at:float):
     self.timed, self.warming['level1'] = False, at
     if 'level1' not in self.doubts: self.seconds.up(at)
 
+# %% ../../nbs/tws/36_feed.ipynb #c04855a2
+@patch
+def doubted(self:Feed, name:str, state:str): "A stream that died without a word has to speak before it counts again."; (self.doubts.add if state == 'stale' else self.doubts.discard)(name)
+
 @patch
 def with_ticks(self:Feed, at:float):
     "Single trades are asked for; they count from now on, unless they were refused or died before."
@@ -221,9 +227,7 @@ def warmed(self:Feed, name:str, at:float):
     since = self.warming.pop(name)
     for s in range(int(since), ceil(min(at, since + WARM_S))): self.seconds.part(s)
 
-@patch
-def doubted(self:Feed, name:str, state:str): "A stream that died without a word has to speak before it counts again."; (self.doubts.add if state == 'stale' else self.doubts.discard)(name)
-
+# %% ../../nbs/tws/36_feed.ipynb #b8e46bb7
 @patch
 def without_ticks(self:Feed, state:str, at:float):
     "Single trades are gone: for now, or because the account may not have them."
@@ -238,6 +242,7 @@ def coarser(self:Feed, at:float):
     self.seconds.use(source, at)
     if source != was: self.told('ticks', 'by level 1', 'prices and volume are those of level 1, four times a second' if source == 'l1' else 'prices are those of level 1; their volume stays empty until its unit is measured, some minutes from now')
 
+# %% ../../nbs/tws/36_feed.ipynb #47ab3c13
 @patch
 def watched(self:Feed) -> bool:
     "Does silence mean anything now?"
@@ -319,6 +324,7 @@ def final(self:Feed, new:list):
     for m in new: self._measure(m); self.tell(m)
     self.raw.more(len(new))
 
+# %% ../../nbs/tws/36_feed.ipynb #fc309c43
 @patch
 def _measure(self:Feed, m:Minute):
     "One minute, counted twice."
@@ -356,6 +362,7 @@ async def run(self:Feed,
         self.record.close()
     return self.report()
 
+# %% ../../nbs/tws/36_feed.ipynb #39932c03
 @patch
 async def beat(self:Feed, task):
     "One second after the other."
@@ -368,6 +375,7 @@ async def beat(self:Feed, task):
         await self.until(s + 1 + self.grace_s); await self.sound(task); self.due(s)
     while self.seconds.oldest < self.last: await self.clock.asleep(self.grace_s); await self.sound(task); self.due(self.last - 1)
 
+# %% ../../nbs/tws/36_feed.ipynb #03862c55
 @patch
 async def sound(self:Feed, task):
     "Who broke ends the feed."
@@ -381,6 +389,7 @@ async def until(self:Feed, at:float) -> float: # epoch seconds, before and after
     await self.clock.asleep(max(at - now, 0.)) # one who is behind lets others go on too: what has come is heard before the next second is closed
     return now
 
+# %% ../../nbs/tws/36_feed.ipynb #fb073fd2
 @patch
 def report(self:Feed) -> dict:
     "Counts of the day."
@@ -394,8 +403,7 @@ def past(self:Feed, kinds:set, mark) -> list: # (kind, body), in order; mark: th
     if mark is None: return [] # nothing has been said yet
     out = [(m.start + 59, 'minute', m) for m in mark[1]] if not kinds or 'minute' in kinds else []
     if (not kinds or 'second' in kinds) and self.log.file(self.day).exists():
-        t = self.prices.read(self.day) if self.prices.file(self.day).exists() else None
-        out += [(r.second, 'second', r) for r in records(self.log.read(self.day), t) if r.second < mark[0]]
+        out += [(r.second, 'second', r) for r in records(*recorded(self.log, self.prices, self.day)) if r.second < mark[0]]
     return [o[1:] for o in sorted(out, key=lambda o: o[0])]
 
 # %% ../../nbs/tws/36_feed.ipynb #99091c1b
