@@ -32,6 +32,9 @@ def iso(
     off = {m: f"{'-' if m < 0 else '+'}{abs(m)//60:02}:{abs(m)%60:02}" for m in np.unique(east).tolist()}
     return np.char.add(np.datetime_as_string(wall), np.array([off[m] for m in east.tolist()], 'U6')) if len(ix) else np.array([], 'U25')
 
+# %% ../nbs/03_folder.ipynb #46bb58db
+pa.enable_signal_handlers(False) # they are the program's
+
 # %% ../nbs/03_folder.ipynb #c97fe545
 def csv_bytes(
     df:pd.DataFrame, # index of New York times, columns of numbers

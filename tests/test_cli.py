@@ -166,3 +166,21 @@ class TestSignals:
         p.stdout.close()
         assert p.wait(60) == 0 and p.stderr.read() == '' and Store(tmp_path).raw_days(sealed=True)[-1].isoformat() == '2025-12-05'
         p.stderr.close()
+
+    def test_none_is_lost_while_a_file_is_read(self):
+        "Arrow's own handlers would swallow some, and break off the reading at others."
+        code = '''import asyncio, os, signal, threading
+from spyresearch.folder import csv_bytes, csv_columns
+import pandas as pd
+data = csv_bytes(pd.DataFrame(dict(a=range(20_000)), index=pd.date_range('2025-12-05 09:30', periods=20_000, freq='s', tz='America/New_York')))
+async def main():
+    came = []
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: came.append(1))
+    for _ in range(40):
+        t = threading.Timer(.0005, os.kill, (os.getpid(), signal.SIGINT)); t.start()
+        for _ in range(4): csv_columns(data)
+        t.join(); await asyncio.sleep(.002)
+    print(len(came))
+asyncio.run(main())'''
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+        assert done.stdout == '40\n', done.stdout + done.stderr
