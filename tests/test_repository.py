@@ -27,7 +27,7 @@ def module_of(path):
 
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 LIBRARY = {module_of(p): p for p in NOTEBOOKS if module_of(p)}
-RUNS = sorted((NBS/'runs').glob('*.ipynb'))
+RUNS = sorted(p for o in ('runs', 'research') for p in (NBS/o).glob('*.ipynb'))
 FLOORS = ['ground', 'tws', 'features', 'models', 'trade', 'live', 'top']
 
 
