@@ -3,15 +3,16 @@ from dataclasses import replace
 from datetime import date, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from spyresearch.bars import read_bars
 from spyresearch.core import DataError
 from spyresearch.features.batch import compute
-from spyresearch.features.clusters import clusters, representative
+from spyresearch.features.clusters import representative
 from spyresearch.models.experiment import Ledger
 from spyresearch.models.folds import Fold, folds
-from spyresearch.models.usefulness import Sample, adjusted_rand, bounds, decide, fit_heads, har_level, in_units, measured, panel_of, ring, sample_of, structural, study
+from spyresearch.models.usefulness import Sample, adjusted_rand, bounds, consensus, decide, fit_heads, har_level, in_units, measured, panel_of, probe_columns, ring, sample_of, structural, study
 
 BLOCKS = [Fold(i, 60 + 20*i, 80 + 20*i) for i in range(3)]
 NAMES = ['wild', 'copy', 'lean', 'dull', 'never']
@@ -33,7 +34,7 @@ def until(s, n): return replace(s, dates=s.dates[:n], **{o: getattr(s, o)[:n] fo
 def outcome(s, blocks=BLOCKS, needed=None, first=('wild',), seed=0):
     some, silent = measured(s)
     found = study(some, blocks, seed=seed)
-    groups = clusters(some.frame(slice(None)))
+    groups = consensus(found.groups)
     return found, decide(found, groups, representative(groups, some.frame(slice(None)), first), needed or {}, silent)
 
 
@@ -91,6 +92,19 @@ def test_a_ring_has_no_fixed_point():
     for n in (2, 3, 50):
         o = ring(n, np.random.default_rng(n))
         assert sorted(o) == list(range(n)) and (o != np.arange(n)).all()
+
+
+def test_no_probe_is_a_rare_flag():
+    s = planted(0); flag = np.zeros_like(s.x[..., :1]); flag[::20] = 1
+    s = replace(s, names=[*s.names, 'flag'], x=np.concatenate([s.x, flag], -1))
+    assert {s.names[c] for k in range(5) for c in probe_columns(s, np.random.default_rng(k))} == {'wild', 'copy', 'lean', 'dull'}
+
+
+def test_one_value_is_not_credited_twice():
+    "Two columns that shared a cluster in most folds share one in the list."
+    votes = pd.DataFrame([[1, 1, 1], [1, 1, 2], [2, 2, 3], [3, 2, 3]], index=list('abcd'))
+    c = consensus(votes)
+    assert c['a'] == c['b'] != c['c'] == c['d']
 
 
 def test_intervals_cover():

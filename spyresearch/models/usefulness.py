@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SLOTS', 'HISTORY', 'TAUS', 'TREES', 'SHAPE', 'SPREAD', 'PROBES', 'READERS', 'Sample', 'panel_of', 'sample_of',
            'in_units', 'crude', 'har_level', 'Heads', 'fit_heads', 'measured', 'ring', 'added_loss', 'probes',
-           'probe_columns', 'Study', 'study', 'bounds', 'adjusted_rand', 'structural', 'decide']
+           'probe_columns', 'Study', 'study', 'bounds', 'adjusted_rand', 'structural', 'consensus', 'decide']
 
 # %% ../../nbs/models/40_usefulness.ipynb #7ef968a0
 from dataclasses import dataclass, field, replace
@@ -182,10 +182,10 @@ def probes(
     return out
 
 def probe_columns(s:Sample, rng, n:int=PROBES) -> np.ndarray: # int [n]
-    "Columns that are nearly always there, and vary."
-    full = np.isfinite(s.x).mean((0, 1)) > .8
-    with np.errstate(all='ignore'): full &= np.nanstd(s.x, (0, 1)) > 0
-    return rng.choice(np.flatnonzero(full), min(n, int(full.sum())), replace=False)
+    "Columns that are nearly always there, and are no rare flag: their tenth and ninetieth percentiles differ."
+    full = np.flatnonzero(np.isfinite(s.x).mean((0, 1)) > .8)
+    low, high = np.nanquantile(s.x[..., full], [.1, .9], axis=(0, 1))
+    return rng.choice(full[low < high], min(n, int((low < high).sum())), replace=False)
 
 # %% ../../nbs/models/40_usefulness.ipynb #dd5be093
 @dataclass(frozen=True, eq=False)
@@ -319,6 +319,17 @@ def structural(registry:Registry=REGISTRY) -> dict: # name -> who needs it
         for o in names: out.setdefault(o, []).append(who)
     return {k: ', '.join(v) for k, v in out.items()}
 
+# %% ../../nbs/models/40_usefulness.ipynb #e3c85b76
+def consensus(
+    groups:pd.DataFrame, # features, folds across: cluster number
+) -> pd.Series: # name -> cluster number, from 1
+    "Which features were mostly together."
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+    apart = np.mean([a[:, None] != a for a in groups.to_numpy().T], axis=0)
+    label = fcluster(linkage(squareform(apart, checks=False), 'average'), .5 + 1e-9, 'distance')
+    return pd.Series(pd.factorize(label)[0] + 1, groups.index)
+
 # %% ../../nbs/models/40_usefulness.ipynb #58922ee5
 @patch
 def earns(self:Study) -> pd.DataFrame: # a row a column, a horizon across: bool
@@ -328,15 +339,16 @@ def earns(self:Study) -> pd.DataFrame: # a row a column, a horizon across: bool
 
 @patch
 def words(self:Study, name:str) -> str:
-    "The best horizon of a column, in words."
-    h = max(self.horizons, key=lambda h: self.table(h).loc[name, 'value']/np.nanmean(self.loss[self.horizons.index(h)]))
+    "The best horizon of a column, of those where it passes if there are any, in words."
+    passed = [h for h, ok in self.earns().loc[name].items() if ok]
+    h = max(passed or self.horizons, key=lambda h: self.table(h).loc[name, 'value']/np.nanmean(self.loss[self.horizons.index(h)]))
     v = self.table(h).loc[name]; n = self.groups.shape[1]
-    return f"{v['value']:+.4f} bp at {h} min [{v['low']:+.4f}, {v['high']:+.4f}], above zero in {round(v['folds']*n)} of {n} folds, best probe {self.best_probe(h):+.4f}"
+    return f"{v['value']:+.4f} bp at {h} min [{v['low']:+.4f}, {v['high']:+.4f}], above zero in {round(v['folds']*n)} of {n} folds, best probe {self.best_probe(h):+.4f}; passes at {', '.join(passed) or 'no horizon'}"
 
 # %% ../../nbs/models/40_usefulness.ipynb #51538795
 def decide(
     found:Study,
-    groups:pd.Series, # name -> cluster, of all rows used here
+    groups:pd.Series, # name -> cluster, of `consensus`
     stands:pd.Series, # cluster -> name
     needed:dict, # of `structural`
     silent:dict, # of `measured`
