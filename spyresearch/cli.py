@@ -218,7 +218,7 @@ def _of_seconds(store, day):
     "(agree, sentence, rows): the same for the one-second features; there may be none."
     from spyresearch.features.flow import flow_parity
     from spyresearch.features.registry import TOLERANCE
-    from spyresearch.live.flowday import raw_seconds
+    from spyresearch.features.recorded import raw_seconds
     seconds, trades = raw_seconds(store, day)
     if seconds is None: return True, f'no seconds of {day} were recorded: nothing to compare', []
     if trades is None and (seconds['trades'] > 0).any(): return False, f'FAIL {day}: trades by price are not there, though {int((seconds["trades"] > 0).sum()):,} seconds had some', []

@@ -60,7 +60,9 @@ def test_no_feature_knows_the_future_on_50_cuts(spy, days, day_of):
 @pytest.mark.parametrize('first,last', [('2023-01-03', '2023-12-20'), ('2025-05-01', '2026-07-17')])
 def test_stream_equals_batch(spy, first, last):
     bars = between(spy, first, last)
-    p = parity(bars.assign(ba_open=bars['close'] - .01, ba_close=bars['close'] + .01), dividends={date(2025, 12, 19): 1.993})
+    rng = np.random.default_rng(5)
+    beside = {o: np.where(rng.random(len(bars)) < .1, np.nan, rng.random(len(bars)) + .01) for o in REGISTRY.carried} # what seconds and options say, drawn
+    p = parity(bars.assign(ba_open=bars['close'] - .01, ba_close=bars['close'] + .01, **beside), dividends={date(2025, 12, 19): 1.993})
     assert p['only_one'].sum() == 0
     assert p['max_rel'].max() <= 1e-9, p[p['max_rel'] > 0]
     assert (p['values'] > 0).all()

@@ -10,7 +10,8 @@ from live import run
 from spyresearch.core import CheckFailed, UsageError, parse_asof
 from spyresearch.features.batch import REGISTRY
 from spyresearch.features.flow import FLOW, NORM_DAYS, flow_seconds
-from spyresearch.live.flowday import FlowDay, catch_up, current, flow_log, raw_seconds, usual_depth, write_flow
+from spyresearch.features.recorded import catch_up, current, flow_log, raw_seconds, usual_depth, write_flow
+from spyresearch.live.flowday import FlowDay
 from spyresearch.sessions import sessions
 
 A = '09:29:50'

@@ -2,6 +2,7 @@
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from live import DAY, at, run
 from spyresearch.core import FeedError, FolderError, UsageError
 from spyresearch.daylog import DayLog
 from spyresearch.features.prepare import prepare
+from spyresearch.features.registry import REGISTRY
 from spyresearch.live.runner import Runner, clock_of
 from spyresearch.live.today import Today
 from spyresearch.store import Store
@@ -72,12 +74,15 @@ def watching(monkeypatch, root):
     return seen
 
 
-def from_history(root, days=4, on=GAPPY, tape=None):
-    "The same days, fetched and prepared afterwards."
+def from_history(root, days=4, on=GAPPY, tape=None, heard=None):
+    "The same days, fetched and prepared afterwards; with what another folder heard, which history has not."
     async def go():
         async with ReplayServer(tape or demo(), at('16:30:00', str(on))) as srv, Link(port=srv.port) as link: await fetch_history(link, store, days)
     store = Store(root, 'simulated:demo')
     run(go())
+    if heard:
+        for o in ('seconds', 'trades', 'chain'):
+            for p in (heard/'original_data').glob(f'{o}*'): (shutil.copytree if p.is_dir() else shutil.copy)(p, root/'original_data'/p.name)
     prepare(store)
     return store
 
@@ -88,7 +93,8 @@ def test_a_close_leaves_what_history_gives(tmp_path, monkeypatch):
     seen = watching(monkeypatch, tmp_path/'live')
     tape = replace(demo(), drawn=True)
     r = run(lived(tmp_path/'live', '15:52:00', on=str(GAPPY), once=True, tape=tape, faults=story(('drop', '15:54:10', {}))))
-    fresh = from_history(tmp_path/'afterwards')
+    fresh = from_history(tmp_path/'afterwards', heard=tmp_path/'live')
+    assert r.store.daily(GAPPY)[['spread_60', 'sign_60', 'depth_imb_5']].notna().sum().between(300, 389).all()
     for f in ('original', 'features'):
         a, b = (getattr(s, f) for s in (r.store, fresh))
         assert a.file(GAPPY).read_bytes() == b.file(GAPPY).read_bytes() and a.m['days'][str(GAPPY)] == b.m['days'][str(GAPPY)] and a.days(sealed=True) == b.days(sealed=True)
@@ -98,6 +104,16 @@ def test_a_close_leaves_what_history_gives(tmp_path, monkeypatch):
     assert sum(bool(p) for _, p in seen) >= 5 and all(len(p or []) <= 1 for _, p in seen) and seen[-1][1] in ([], None)
     assert r.feed.log.days(sealed=True) == [GAPPY] == r.feed.prices.days(sealed=True) and len(r.feed.log.read(GAPPY)) == 23_400
     assert r.reports[0]['differences']['price_differs'] == 0 and any('minutes compared with history: 0 differ' in o for o in r.said)
+
+
+def test_what_goes_with_a_minute_is_the_same_live_and_afterwards(tmp_path):
+    "Seconds and options of a session with a restart; then the folder is prepared as if it had come from elsewhere."
+    for begin, until in (('13:30:00', '13:36'), ('13:36:20', '13:41')): r = run(lived(tmp_path, begin, until=at(f'{until}:00', str(day)), chain=True, tape=replace(demo(), drawn=True)))
+    live = r.store.features.file(day).read_bytes(); prepare(r.store)
+    n = len(r.store.raw(day)) # the row after those is made of the feed's own seconds
+    assert n == 250 and r.store.features.file(day).read_bytes().splitlines()[:n + 1] == live.splitlines()[:n + 1]
+    told = r.store.daily(day).loc[:, [f.name for f in REGISTRY if f.group in ('G7', 'G8', 'G9')]].notna().sum()
+    assert told['spread_60'] >= 8 and told['depth_imb_5'] >= 8 and told['log_iv_rem'] >= 8 and told['skew_25'] >= 8
 
 
 def test_minutes_of_an_outage_are_filled_in(tmp_path, monkeypatch):

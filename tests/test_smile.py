@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from spyresearch.core import ET
-from spyresearch.features.smile import (FAULTS, NOTHING, OPTION_NAMES, YEAR, Smile, arrays, at_the_money, delta, fault_of, forward, implied_sd,
+from spyresearch.features.batch import compute
+from spyresearch.features.registry import REGISTRY
+from spyresearch.features.stream import stream_frame
+from spyresearch.features.smile import (CARRIED, FAULTS, NOTHING, YEAR, Smile, arrays, at_the_money, delta, fault_of, forward, implied_sd,
                                         ladder, minutes_left, moment, smile_day)
 from spyresearch.sessions import session
 from spyresearch.tws.chain import chain_frame
@@ -105,9 +108,9 @@ def test_a_minute_at_a_time_is_the_day_at_once(chains):
     for day, rows in chains.groupby(chains.index.date):
         faults = Counter(); whole = smile_day(rows, day, faults=faults)
         steps, live = by_minute(rows, day)
-        for k in OPTION_NAMES: np.testing.assert_array_equal(whole[k], [o[k] for o in steps])
+        np.testing.assert_array_equal(whole, pd.DataFrame(steps)[list(CARRIED)][:len(whole)])
         assert faults == live.faults
-        n += np.isfinite(whole['log_iv_rem']).sum()
+        n += np.isfinite(whole['option.sd']).sum()
     assert n == chains.index.nunique() == 113
 
 
@@ -115,12 +118,40 @@ def test_nothing_looks_ahead(chains):
     day = date(2026, 7, 2); rows = chains[chains.index.date == day]; whole = smile_day(rows, day)
     for m in (31, 100, 250):
         part = smile_day(rows[rows.index < session(day).open + pd.Timedelta(minutes=m + 1)], day)
-        for k in OPTION_NAMES: np.testing.assert_array_equal(part[k][:m+1], whole[k][:m+1])
+        np.testing.assert_array_equal(part[:m+1], whole[:m+1])
+
+
+def features(rows, day):
+    "Option features of a day on a market that stands still."
+    told = smile_day(rows, day)
+    return pd.DataFrame(dict.fromkeys(('open', 'high', 'low', 'close', 'volume'), 600.), index=told.index).join(told)
+
+
+OPTIONS = [f.name for f in REGISTRY if f.group == 'G9']
+
+def test_a_change_is_over_fifteen_minutes_in_both_forms(chains):
+    for day, rows in list(chains.groupby(chains.index.date))[:3]:
+        bars = features(rows, day).assign(**{'option.iv': np.linspace(.1, .2, 390)})
+        a, b = compute(bars, OPTIONS), stream_frame(bars, OPTIONS)
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+        assert a.d_iv_15[:15].isna().all() and np.allclose(a.d_iv_15[15:], .1*15/389)
+
+
+def test_history_expects_what_the_usual_day_was():
+    "Sessions of equal variance: options that price that variance are neither dear nor cheap."
+    from spyresearch.sessions import minutes, sessions
+    days = sessions(date(2025, 8, 1), date(2025, 9, 30)); step = 5e-4
+    ix = pd.DatetimeIndex(pd.concat([minutes(d).to_series() for d in days]), name='Datetime')
+    c = 600*np.exp(step*(np.arange(len(ix)) % 2)); left = np.r_[[390 - 1 - np.arange(390)]*len(days)].ravel()
+    bars = pd.DataFrame(dict(open=c, high=c, low=c, close=c, volume=1e5, **{'option.sd': step*np.sqrt(np.maximum(left, 1))}), index=ix)
+    v = compute(bars, ['iv_har', 'log_iv_rem']).loc[str(days[-1])]
+    assert abs(v.iv_har[60:380]).max() < .03 and np.allclose(v.log_iv_rem[100], np.log(step**2*289))
+    assert np.allclose(compute(bars.assign(**{'option.sd': 1.1*bars['option.sd']}), ['iv_har']).loc[str(days[-1])].iv_har[1:389] - v.iv_har[1:389], np.log(1.1))
 
 
 def test_the_values_are_of_their_kind(chains):
     for day, rows in chains.groupby(chains.index.date):
-        v = pd.DataFrame(smile_day(rows, day)).dropna(how='all')
+        v = compute(features(rows, day), OPTIONS).dropna(how='all')
         assert v[['log_iv_rem', 'skew_25', 'iv_slope', 'pc_volume']].notna().all().all()
         assert v.log_iv_rem.between(-15, -9).all() and v.pc_volume.between(-1, 1).all() and v.skew_25.between(-.1, .5).all()
 
@@ -181,7 +212,7 @@ def test_without_options_it_is_empty_and_said_once():
     for _ in range(390): assert all(v != v for v in live.step(None).values())
     assert len(said) == 1 and 'OPRA' in said[0]
     whole = smile_day(None, date(2026, 3, 31))
-    assert list(whole) == list(OPTION_NAMES) and all(np.isnan(o).all() and len(o) == 390 for o in whole.values())
+    assert tuple(whole) == CARRIED and whole.isna().all().all() and len(whole) == 390
 
 
 def test_a_day_that_begins_late_is_not_told():
@@ -193,4 +224,4 @@ def test_a_day_that_begins_late_is_not_told():
 def test_state_does_not_grow():
     live, rows = Smile(), chain_frame(made(NOON))
     for _ in range(50): live.step(rows)
-    assert len(live.past) == 15 and len(live.faults) <= len(FAULTS)
+    assert len(live.faults) <= len(FAULTS)

@@ -14,16 +14,18 @@ from fastcore.basics import patch
 
 from ..core import ET, DataError, FeedError, RealClock, UsageError, quiet, stamp
 from ..features.prepare import prepare
+from ..features.recorded import catch_up, flow_log, usual_depth, write_flow
+from ..features.smile import Smile
 from ..sessions import is_session, next_session, session
 from ..store import Store
-from ..tws.chain import Chain, seal_chain_day
+from ..tws.chain import Chain, chain_frame, seal_chain_day
 from ..tws.control import SlaveClock, announced_control
 from ..tws.dayrecord import day_logs
 from ..tws.feed import Feed
 from ..tws.history import SETTLED, fetch_history
 from ..tws.link import Link
 from ..tws.minutes import differences
-from .flowday import FlowDay, catch_up, flow_log, usual_depth, write_flow
+from .flowday import FlowDay
 from .today import Today
 
 # %% ../../nbs/live/51_runner.ipynb #2bb33213
@@ -143,8 +145,8 @@ async def history(self:Runner, opens:datetime):
         except FeedError as e: self.line(f'no history yet: {e.what}')
         if self.clock.now() + timedelta(seconds=wait_s) > opens or self.clock_ended(): break
         await self.nap(self.clock.now() + timedelta(seconds=wait_s))
-    if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
     if days := catch_up(self.store, opens.date()): self.line(f'one-second features of {len(days)} recorded days made')
+    if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
 
 @patch
 async def fetch(self:Runner, days):
@@ -155,7 +157,8 @@ async def fetch(self:Runner, days):
 @patch
 async def sit(self:Runner, day, until:datetime|None=None): # until: before the close
     "A session, from before the open to the close."
-    self.feed, self.today, self.flow, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day), None, usual_depth(flow_log(self.store), day)
+    self.feed, self.today, self.flow, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True), None, usual_depth(flow_log(self.store), day)
+    self.chain, self.smile = None, Smile()
     self.today.write()
     self.feed.secondEvent += self.second
     self.feed.minuteEvent += self.minute
@@ -176,9 +179,13 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
 # %% ../../nbs/live/51_runner.ipynb #cf89fac2
 @patch
 def minute(self:Runner, m):
-    "A bar for today's file; bars that come together are one write."
+    "A bar for today's file."
+    self.soon(); self.today.take(m)
+
+@patch
+def soon(self:Runner):
+    "Today's file has to be written; news that comes together is one write."
     if not self.today.dirty: self.writing = self.link.mind(asyncio.ensure_future(self.write()))
-    self.today.take(m)
 
 @patch
 async def write(self:Runner): "Bring today's file up to date; an error stops the feed."; self.today.write()
@@ -189,8 +196,16 @@ def second(self:Runner, r):
     "The second's features to their file; and now and then, how it goes."
     if self.flow is None: self.flow = FlowDay(self.store, self.today.day, self.depth) # it begins with what is on the disk, this second included
     if self.flow.stream.second <= r.second: self.flow.push(r)
-    if (r.second + 1) % 60 == 0: self.flow.flush()
+    if (r.second + 1) % 60 == 0: self.flow.flush(); self.minute_over((r.second - self.today.open)//60)
     if (r.second + 1) % (60*self.every_min) == 0: asyncio.get_running_loop().call_soon(lambda: self.line(self.how()))
+
+@patch
+def minute_over(self:Runner, i:int): # of the session
+    "What goes with the bars of this minute, and of those before that were not told yet."
+    quoted = chain_frame(rows) if self.chain and (rows := self.chain.snapshots.get(i)) else None
+    options = self.smile.step(quoted)
+    self.soon()
+    for k in sorted(self.flow.ends): self.today.note(k, self.flow.ends.pop(k) | (options if k == i and quoted is not None else {}))
 
 @patch
 def how(self:Runner) -> str:
@@ -256,9 +271,9 @@ async def closing(self:Runner, day):
     try: self.line(str(await self.fetch(1)).split('\n')[0])
     except FeedError as e: self.line(f'the day could not be read once more: {e.what}; spy history does it later')
     else: self.compare(day, own)
-    if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
     self.feed.seal(); write_flow(self.store, day, norm=self.depth)
     if self.chain: self.chain.seal()
+    if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
     self.line(f'{self.kept()}; the day is sealed')
 
 @patch

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..bars import OHLCV, RAW_COLUMNS
 from ..features import batch  # noqa: F401 - declares the features
 from ..features.prepare import context, dividends_of
+from ..features.recorded import beside
 from ..features.registry import REGISTRY, Registry
 from ..features.stream import Stream
 from ..sessions import minutes, session
@@ -30,7 +31,9 @@ class Today:
         store:Store, # with the raw days that the features look back on
         day:date, # the session
         registry:Registry=REGISTRY,
+        waits:bool=False, # will `note` tell of every minute?
     ):
+        self.waits, self.beside, self.noted = waits, {}, set() # minute -> what goes with its bar; those of which all has been told
         self.store, self.day, self.registry, self.open = store, day, registry, int(session(day).open.timestamp())
         self.hash, self.bars, self.values, self.done, self.dirty, self.writes = registry.hash(), {}, {}, 0, False, 0
         self.came = {} # minute -> the newest one when its bar came
@@ -50,6 +53,7 @@ def recall(self:Today):
     for t, row in f.frame([self.day]).iterrows():
         known = {k: None if v != v else v for k, v in row.items()}
         self.take(Minute(int(t.timestamp()), *(known[o] for o in RAW_COLUMNS[:7]), False, {k: known[k] for k in RAW_COLUMNS[7:] if known[k] is not None} or None))
+    for t, row in beside(self.store, self.day)[0].iterrows(): self.beside[(int(t.timestamp()) - self.open)//60] = row.to_dict()
 
 @patch
 def take(self:Today, m:Minute):
@@ -60,10 +64,20 @@ def take(self:Today, m:Minute):
     self.bars[i], self.dirty = m, True
 
 @patch
+def note(self:Today,
+    i:int, # minute of the session, which is over
+    values:dict, # what was recorded in it, by the names that bars carry
+):
+    "What goes with a minute's bar: the feed has told all of it."
+    if i in self.noted or i < self.done: return
+    self.beside[i] = self.beside.get(i, {}) | values
+    self.noted.add(i); self.dirty = True
+
+@patch
 def bar_of(self:Today, m:Minute) -> dict:
     "A minute as the stream takes it."
     out = dict(Datetime=pd.Timestamp(m.start, unit='s', tz='UTC')) | {o: getattr(m, o) for o in OHLCV}
-    return out | {o: np.nan if (v := getattr(m, o)) is None else v for o in ('average', 'barCount')} | (m.beside or {})
+    return out | {o: np.nan if (v := getattr(m, o)) is None else v for o in ('average', 'barCount')} | (m.beside or {}) | self.beside.get((m.start - self.open)//60, {})
 
 # %% ../../nbs/live/50_today.ipynb #1eb65741
 @patch
@@ -82,8 +96,8 @@ def compute(self:Today):
 
 @patch
 def _settled(self:Today, i, last):
-    "Is the spread in, or has it not come with the bars after it? Minutes of a gap come all at once, their spread a moment later."
-    return self.bars[i].beside is not None or last - self.came[i] > 2
+    "Is everything in, or has it not come with the bars after it? Minutes of a gap come all at once, their spread a moment later."
+    return self.bars[i].beside is not None and (i in self.noted or not self.waits) or last - self.came[i] > 2
 
 # %% ../../nbs/live/50_today.ipynb #9aba06c0
 @patch
