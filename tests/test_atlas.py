@@ -1,8 +1,11 @@
 """The page of all features and the site around it: all of it there, drawn from the files alone, and asking nobody."""
 import base64
 import hashlib
+import os
 import re
 import shutil
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -184,3 +187,15 @@ def test_the_filter_finds_and_forgets(page, tmp_path):
         tab.fill('#find', '')
         assert len(seen()) == len(OWN) and not errors
         b.close()
+
+
+def test_spy_docs_makes_the_site_and_leaves_no_data(tmp_path):
+    spy = [sys.executable, '-m', 'spyresearch.cli', 'docs']
+    run = lambda *a: subprocess.run([*spy, *map(str, a)], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    for args, code, said in ((['--day', 'tomorrow'], 2, 'is not a date'), (['--data', ''], 2, 'without a name'), (['--data', tmp_path/'none'], 3, 'no day files')):
+        done = run(*args)
+        assert done.returncode == code and said in done.stderr and 'Traceback' not in done.stderr and not any(tmp_path.iterdir())
+    done = run('--sessions', 30, '--days', 26)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith('reports/docs/index.html') and 'docs:' in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ['reports'] and 'SIMULATED' in (tmp_path/'reports/docs/features.html').read_text(encoding='utf-8')

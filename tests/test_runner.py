@@ -108,7 +108,7 @@ def test_a_close_leaves_what_history_gives(tmp_path, monkeypatch):
 
 def test_what_goes_with_a_minute_is_the_same_live_and_afterwards(tmp_path):
     "Seconds and options of a session with a restart; then the folder is prepared as if it had come from elsewhere."
-    for begin, until in (('13:30:00', '13:36'), ('13:36:20', '13:41')): r = run(lived(tmp_path, begin, until=at(f'{until}:00', str(day)), chain=True, tape=replace(demo(), drawn=True)))
+    for begin, end in (('13:30:00', '13:36'), ('13:36:20', '13:41')): r = run(lived(tmp_path, begin, until=at(f'{end}:00', str(day)), chain=True, tape=replace(demo(), drawn=True)))
     live = r.store.features.file(day).read_bytes(); prepare(r.store)
     n = len(r.store.raw(day)) # the row after those is made of the feed's own seconds
     assert n == 250 and r.store.features.file(day).read_bytes().splitlines()[:n + 1] == live.splitlines()[:n + 1]

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from ..bars import minute_of_day
 from ..core import ET, DataError
 from . import location  # noqa: F401 - its columns come first
-from .registry import CALENDAR, REGISTRY, Days, Feature, Minute, Registry, Total, agreement, feature, total
+from .registry import CALENDAR, Days, Feature, Minute, Registry, Total, agreement, feature, total
 from ..sessions import MINUTES, session
 from ..tws.seconds import COLUMNS, LEVELS, STALE, TEXT, TRADE_COLUMNS, Second, absent, records
 
