@@ -7,12 +7,18 @@ import pytest
 
 from spyresearch.bars import read_bars
 from spyresearch.core import DataError
-from spyresearch.features.batch import compute
+from spyresearch.features import batch, stream
 from spyresearch.features.registry import REGISTRY
-from spyresearch.features.stream import Stream, parity, stream_frame
+from spyresearch.features.stream import Stream, parity
 from spyresearch.sessions import session
 
-VOLUME = [f.name for f in REGISTRY if f.group == 'G6']
+VOLUME = [f.name for f in REGISTRY if 'volume_level' in f.inputs]
+NAMES = [f.name for f in REGISTRY]
+ALL = [o for o in NAMES[:NAMES.index('uup_5')] if REGISTRY[o].group not in ('base', 'G10')] # off or not; after those come the candidates, of which some read wicks
+
+def compute(bars, features=ALL, **kw): return batch.compute(bars, features, **kw)
+def stream_frame(bars, features=ALL, **kw): return stream.stream_frame(bars, features, **kw)
+
 WICKS = {'vwap_dist', 'pday_pos'}   # what reads highs and lows
 PX = ['open', 'high', 'low', 'close']
 

@@ -20,7 +20,7 @@ from ..sessions import MINUTES
 _roll, _off = partial(rolling, kept=False), partial(feature, kept=False)
 _base = partial(_off, group='base')
 
-for h in (10, 30): _roll(f'r{h}', 'ret', h, group='G1', formula=f'sum of r over {h} min', unit='log return')
+for h in (10, 30): rolling(f'r{h}', 'ret', h, kept=h == 30, group='G1', formula=f'sum of r over {h} min', unit='log return')
 _roll('path_30', 'abs_ret', 30, group='base', formula='sum of |r| over 30 min')
 _off('eff_30', lambda g: g.r30/g.path_30, group='G4', formula='sum of r/sum of |r| over 30 min, signed', window=30, warmup=30, inputs=('r30', 'path_30'),
      source='Kaufman, efficiency ratio')

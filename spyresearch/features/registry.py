@@ -42,6 +42,7 @@ class Feature:
     inputs: tuple = ()  # market inputs and features that it reads
     kept: bool = True  # a column of the day files?
     source: str = ''  # where the formula comes from
+    why: str = ''  # why it is off, where that was measured
     def __repr__(self): return f'{self.name} [{self.group}]: {self.formula}'
 
 # %% ../../nbs/features/20_registry.ipynb #467f6645
@@ -60,7 +61,10 @@ class Registry:
 REGISTRY = Registry()
 
 # %% ../../nbs/features/20_registry.ipynb #ddd2d52a
-def _home(f): return getattr(f.batch, 'func', f.batch).__module__
+def _words(f):
+    "Where a feature was declared, and what it says."
+    o = getattr(f.batch, 'func', f.batch)
+    return o.__module__, f.formula, f.inputs, o.__code__.co_names
 
 @patch
 def add(self:Registry, f:Feature) -> Feature:
@@ -69,7 +73,7 @@ def add(self:Registry, f:Feature) -> Feature:
         if getattr(f, k) not in allowed: raise UsageError(f'feature {f.name}: {k} {getattr(f, k)!r} is unknown', f"it is one of {', '.join(allowed)}")
     if unknown := [o for o in f.inputs if o not in self.inputs and o not in self.features and not _beside(o)]:
         raise UsageError(f'feature {f.name}: unknown input {unknown[0]!r}', 'inputs are columns of the record or features declared before', 'declare the input first')
-    if f.name in self.inputs or (old := self.features.get(f.name)) and _home(old) != _home(f):
+    if f.name in self.inputs or (old := self.features.get(f.name)) and _words(old)[0] != _words(f)[0] and _words(old)[1:] != _words(f)[1:]:
         raise UsageError(f'feature {f.name!r} is declared already', 'two meanings under one name cannot be told apart in a file', 'choose another name')
     self.features[f.name] = f
     return f
@@ -348,8 +352,9 @@ def agreement(
 # %% ../../nbs/features/20_registry.ipynb #fcbee9b9
 def feature_table(
     registry:Registry=REGISTRY,
+    off:bool=False, # those that are declared and off too
 ) -> pd.DataFrame: # indexed by name
     "What every column of the day files is."
-    cols = ['group', 'formula', 'unit', 'window', 'scope', 'sessions', 'warmup', 'known_at', 'inputs', 'source']
-    rows = [{k: getattr(f, k) for k in cols} | dict(inputs=' '.join(f.inputs)) for f in registry if f.kept]
-    return pd.DataFrame(rows, index=pd.Index(registry.names(), name='feature'), columns=cols)
+    cols = ['group', 'formula', 'unit', 'window', 'scope', 'sessions', 'warmup', 'known_at', 'inputs', 'source', 'kept', 'why']
+    rows = [{k: getattr(f, k) for k in cols} | dict(inputs=' '.join(f.inputs)) for f in registry if off and f.group != 'base' or f.kept]
+    return pd.DataFrame(rows, index=pd.Index([f.name for f in registry if off and f.group != 'base' or f.kept], name='feature'), columns=cols)

@@ -309,7 +309,8 @@ feature('ac1_30', lambda g: g.pairs_30/g.square_30, group='G4', formula='sum of 
 feature('abs_pair', lambda g: abs(g.pair), kept=False, group='base', formula='|r_m r_{m-1}|', inputs=('pair',))
 rolling('abs_pairs_30', 'abs_pair', 29, kept=False, group='base', formula='sum of |r_m r_{m-1}| over 29 pairs')
 feature('jump_30', lambda g: np.maximum(0., 1 - np.pi/2*30/29*g.abs_pairs_30/g.square_30), group='G2', window=30, warmup=30, inputs=('abs_pairs_30', 'square_30'),
-        formula='max(0, 1 - BV/RV) over 30 min, BV = pi/2 30/29 sum of |r_m r_{m-1}|', source='Barndorff-Nielsen and Shephard 2004')
+        formula='max(0, 1 - BV/RV) over 30 min, BV = pi/2 30/29 sum of |r_m r_{m-1}|', source='Barndorff-Nielsen and Shephard 2004',
+        kept=False, why='below the noise probes on 2023 to 2025, 5 to 60 minutes ahead (nbs/research/useful.ipynb)')
 
 # %% ../../nbs/features/21_standard.ipynb #88d3692f
 N_RSI = 14
