@@ -200,7 +200,7 @@ def test_denied_is_said_once_and_tried_every_quarter_of_an_hour(tmp_path):
 @pytest.mark.parametrize('code', [354, 10091, 10089])
 def test_a_right_lost_in_the_day(tmp_path, code):
     async def f(srv, link):
-        chain = chain_of(link, tmp_path); await chain.run(until('10:47'))
+        chain = chain_of(link, tmp_path); await chain.run(until('10:50'))
         df = chain.log.read(DAY)
         assert [o[0] for o in chain.heard] == ['live', 'unavailable', 'live'] and str(code) in chain.heard[1][1]
         assert set(df.loc['2025-12-05T10:35':'2025-12-05T10:40', 'status']) == {'denied'} and (df.iloc[-90:]['status'] == 'quoted').all()
@@ -364,10 +364,10 @@ def test_a_recorded_chain_keeps_its_age_when_it_is_asked_for_again(tmp_path, sha
     tape, day = open_tape(bars=[shared('spy_1min.parquet')], chain=shared('spy_chain_0-7dte.parquet')), date(2026, 7, 10)
     async def f(srv, link):
         chain = chain_of(link, tmp_path, lambda: 750., day)
-        await chain.run(parse_asof('2026-07-10T10:56'))
+        await chain.run(parse_asof('2026-07-10T11:34'))
         return chain.faults['silent'], chain.log.read(day)
     silent, df = on(f, at='2026-07-10T10:35', tape=tape)
-    snapshot = [t for t in tape.chain.index.unique() if pd.Timestamp('2026-07-10 10:36', tz=ET) < t < pd.Timestamp('2026-07-10 10:56', tz=ET)]
+    snapshot = [t for t in tape.chain.index.unique() if pd.Timestamp('2026-07-10 10:36', tz=ET) < t < pd.Timestamp('2026-07-10 11:34', tz=ET)]
     before, after = df[df.index < snapshot[0]], df[df.index > snapshot[0] + pd.Timedelta('5s')]
     since = (after.index - snapshot[0]).total_seconds()
     known = after['age'].notna()
@@ -543,9 +543,9 @@ def test_real_quotes_are_recorded_as_they_stand_in_the_file(tmp_path, shared):
         await chain.run(parse_asof('2026-07-10T11:37'))
         assert chain.provenance.startswith('replay:') and srv.errors == []
         return chain.log.read(day)
-    df = on(f, at='2026-07-10T11:30', tape=tape)
+    df = on(f, at='2026-07-10T11:00', tape=tape)
     fields = ['bid', 'ask', 'last', 'volume', 'open_interest', 'iv', 'delta', 'gamma', 'theta', 'vega']
-    for moment, truth, spot in (('2026-07-10 11:34', two[0], spots[0]), ('2026-07-10 11:36', two[1], spots[1])):
+    for moment, truth, spot in (('2026-07-10 11:10', two[0], spots[0]), ('2026-07-10 11:36', two[1], spots[1])):
         got = df.loc[pd.Timestamp(moment, tz=ET)].reset_index().set_index(['expiry', 'right', 'strike'])
         want = real.loc[truth].reset_index(); want['expiry'] = want['expiry'].astype(str)
         want = want.set_index(['expiry', 'right', 'strike']).loc[got.index]

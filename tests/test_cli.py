@@ -104,10 +104,10 @@ def test_an_end_that_no_session_reaches_is_wrong_usage(tmp_path, until, said):
 def test_until_a_time_and_again_on_the_day_that_is_sealed(tmp_path):
     "An end in the session says what is kept; the next run seals the day; a third has nothing to do."
     go = ['live', '--sessions', 10, '--days', 3, '--no-options', '--data', tmp_path, '--asof']
-    first, then = spy(*go, '2025-11-28T12:56', '--until', '12:58'), spy(*go, '2025-11-28T12:58')
+    first, then = spy(*go, '2025-12-05T15:56', '--until', '15:58'), spy(*go, '2025-12-05T15:58')
     assert first.returncode == then.returncode == 0, first.stderr + then.stderr
-    assert 'recorded up to 12:58:00' in first.stdout.splitlines()[-1] and 'not sealed' in first.stdout.splitlines()[-1] and 'the day is sealed' in then.stdout.splitlines()[-1]
-    again = spy(*go, '2025-11-28T12:57', '--until', '12:59')
+    assert 'recorded up to 15:58:00' in first.stdout.splitlines()[-1] and 'not sealed' in first.stdout.splitlines()[-1] and 'the day is sealed' in then.stdout.splitlines()[-1]
+    again = spy(*go, '2025-12-05T15:57', '--until', '15:59')
     assert again.returncode == 0 and 'sealed already: nothing to do' in again.stdout.splitlines()[-1] and len(again.stdout.splitlines()) == 2
 
 
@@ -162,9 +162,9 @@ class TestSignals:
 
     def test_nobody_reads_any_longer(self, tmp_path):
         "A recording outlives the pipe that it told its progress to."
-        p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--asof', '2025-11-28T12:58', '--data', tmp_path, word='SIMULATED')
+        p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--asof', '2025-12-05T15:58', '--data', tmp_path, word='SIMULATED')
         p.stdout.close()
-        assert p.wait(60) == 0 and p.stderr.read() == '' and Store(tmp_path).raw_days(sealed=True)[-1].isoformat() == '2025-11-28'
+        assert p.wait(60) == 0 and p.stderr.read() == '' and Store(tmp_path).raw_days(sealed=True)[-1].isoformat() == '2025-12-05'
         p.stderr.close()
 
     def test_none_is_lost_while_a_file_is_read(self):

@@ -22,7 +22,7 @@ def passed(checks):
 
 
 def test_a_morning_of_the_demo_with_everything_going_wrong(tmp_path):
-    passed(drill(Source(), date(2025, 12, 5), at(date(2025, 12, 5), 9, 47), tmp_path, days=25))
+    passed(drill(Source(), date(2025, 12, 5), at(date(2025, 12, 5), 9, 55), tmp_path, days=25))
     said = [json.loads(o) for o in (tmp_path/'hurt'/'journal'/'feed.jsonl').read_text().splitlines()]
     states = {(o['what'], o['state']) for o in said}
     assert {('link', 'lost'), ('link', 'down'), ('ticks', 'stale'), ('depth', 'stale'), ('depth', 'reset'), ('feed', 'absent')} <= states
@@ -31,7 +31,7 @@ def test_a_morning_of_the_demo_with_everything_going_wrong(tmp_path):
 
 def test_a_real_morning(tmp_path, shared):
     day = date(2026, 3, 31)
-    passed(drill(Source(bars=(str(shared('spy_1min.parquet')),), asof=str(day), intraminute='simulated'), day, at(day, 9, 47), tmp_path, days=25))
+    passed(drill(Source(bars=(str(shared('spy_1min.parquet')),), asof=str(day), intraminute='simulated'), day, at(day, 10, 0), tmp_path, days=25))
 
 
 def test_a_doubled_trade_is_found():
