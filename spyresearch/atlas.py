@@ -134,7 +134,7 @@ def look(
     day = day or (store.daily_days(sealed=True) or days)[-1]
     if day not in days: raise DataError(f'{store.root} holds no day file of {day}', f'it holds {len(days)} from {days[0]} to {days[-1]}', 'name one of them')
     frame = store.read_daily(days); every = ceil(len(frame)/ROWS)
-    x = frame.loc[::every, [f.name for f in registry if f.group != 'base' and f.name in frame and frame[f.name].nunique() > 1]]
+    x = frame.loc[::every, [o for o in registry.names(off=True) if o in frame and frame[o].nunique() > 1]]
     groups = clusters(x); rho = {c: correlation(x[g.index]) for c, g in groups.groupby(groups) if len(g) > 1}
     made_with = {store.features.m['days'][str(d)].get('registry') for d in days}
     return Sight(days, day, frame, frame.reindex(minutes(day)), groups, rho, every, made_with, store.provenance or '')
@@ -187,7 +187,7 @@ def why_empty(
     "Why a feature has no value in some rows."
     if f.name in rows and rows[f.name].notna().any(): return ''
     needs = market_inputs(f.name, registry); beside = ', '.join(o for o in needs if '.' in o)
-    if not f.kept: return 'Off: not a column of the day files' + (f'; it needs {beside}' if beside else '')
+    if not f.kept: return 'Off: not a column of the day files' + ''.join(f'; {o}' for o in (f.why, beside and f'it needs {beside}') if o)
     if f.name not in rows: return 'Not recorded: these day files have no such column'
     lacks = [o for o in needs if '.' in o or o in rows and rows[o].isna().all()] # with a dot: beside the bars, and in no day file
     return f"Not recorded {when}: it needs {', '.join(lacks)}" if lacks else f'No value {when}' + (f' (it needs {f.sessions} full sessions before the first)' if f.sessions else '')
@@ -277,8 +277,8 @@ def sheet(
 # %% ../nbs/64_atlas.ipynb #354c0f95
 def _head(s, registry):
     "Title, provenance, and what the pictures rest on."
-    own = [f for f in registry if f.group != 'base']; off = sum(not f.kept for f in own); h = registry.hash()
-    told = [('data', s.provenance or 'unknown'), ('day shown', f'{s.day:%a %d %b %Y}'), ('sessions', len(s.days)), ('from, to', Markup(f'{s.days[0]}<br>{s.days[-1]}')), ('features', f'{len(own) - off} kept' + f', {off} off'*bool(off)), ('registry', h)]
+    kept = len(registry.names()); off = len(registry.names(off=True)) - kept; h = registry.hash()
+    told = [('data', s.provenance or 'unknown'), ('day shown', f'{s.day:%a %d %b %Y}'), ('sessions', len(s.days)), ('from, to', Markup(f'{s.days[0]}<br>{s.days[-1]}')), ('features', f'{kept} kept' + f', {off} off'*bool(off)), ('registry', h)]
     other = tag('p', f"The day files were made with the registry {', '.join(sorted(map(str, s.made_with)))}, this page describes {h}: run spy prepare to bring them up to date.", cls='warn') if s.made_with != {h} else ''
     return tag('header', tag('h1', 'Features'), tag('p', 'What every column of the day files is, one day of it, how it is distributed, and which others say nearly the same.', cls='lede'), facts(told), other,
                tag('p', f'Pictures are computed from the day files named above. Times are the start of the minute, New York; an amber line marks minutes without a value. Clusters join features whose mean absolute rank correlation is {CUT:g} or more; '

@@ -93,7 +93,8 @@ def _inside(days, code, m):
 
 def _place(ix):
     "Distinct dates, ascending; each row's place among them; its minutes since the open."
-    wall = ix.tz_localize(None).to_numpy().astype('datetime64[m]').astype(np.int64)   # New York, whole minutes since 1970
+    at = ix.as_unit('s').asi8; hours, code = np.unique(at//3600, return_inverse=True)   # an offset changes on the hour: a zone is asked once an hour, not once a row
+    wall = pd.to_datetime(3600*hours, unit='s', utc=True).tz_convert(ix.tz).tz_localize(None).to_numpy().astype('datetime64[m]').astype(np.int64)[code] + at//60%60   # New York, whole minutes since 1970
     days, code = np.unique(wall//1440, return_inverse=True)
     return days.astype('datetime64[D]').tolist(), code, wall%1440 - 570
 

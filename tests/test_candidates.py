@@ -9,10 +9,10 @@ import pytest
 from spyresearch.bars import read_bars
 from spyresearch.features.audit import audit
 from spyresearch.features.batch import compute
-from spyresearch.features.candidates import candidates
 from spyresearch.features.clusters import clusters, correlation, representative
 from spyresearch.features.registry import REGISTRY
 from spyresearch.features.stream import Stream, parity
+from spyresearch.featurebench import demo_bars
 
 MINE = ['r10', 'r30', 'eff_30', 'rs_asym_30', 'open_move', 'parkinson_30', 'garman_klass_30', 'hl_pos', 'or_pos', 'stoch_14', 'boll_20', 'atr_14', 'macd', 'adx_14', 'flow_5'] # whatever of it is kept
 HALF = date(2025, 11, 28)
@@ -73,9 +73,18 @@ def test_none_knows_the_future(spy):
     assert (report['values'] > 0).all()
 
 
+def test_a_drawn_market_with_a_hole_and_a_half_day():
+    bars = demo_bars(10)
+    assert HALF in set(bars.index.date)
+    holed, off = bars.drop(bars.index[500:520]), [o for o in MINE if not REGISTRY[o].kept]
+    p = parity(holed, off)
+    assert p['only_one'].sum() == 0 and p['max_rel'].max() == 0 and (p['values'] > 0).all()
+    assert audit(holed, partial(compute, features=off), cuts=20)['leaks'].sum() == 0
+
+
 def test_they_are_declared_and_off_means_no_column():
     off = [o for o in MINE if not REGISTRY[o].kept]
-    assert len(off) >= 12 and not set(off) & set(REGISTRY.names()) and set(MINE) <= set(candidates())
+    assert len(off) >= 12 and not set(off) & set(REGISTRY.names()) and set(MINE) <= set(REGISTRY.names(off=True))
     assert {REGISTRY[o].group for o in MINE} <= {'G1', 'G2', 'G3', 'G4', 'G5', 'G6'}
 
 

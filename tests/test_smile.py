@@ -145,7 +145,7 @@ def test_history_expects_what_the_usual_day_was():
     c = 600*np.exp(step*(np.arange(len(ix)) % 2)); left = np.r_[[390 - 1 - np.arange(390)]*len(days)].ravel()
     bars = pd.DataFrame(dict(open=c, high=c, low=c, close=c, volume=1e5, **{'option.sd': step*np.sqrt(np.maximum(left, 1))}), index=ix)
     v = compute(bars, ['iv_har', 'log_iv_rem']).loc[str(days[-1])]
-    assert abs(v.iv_har[60:380]).max() < .03 and np.allclose(v.log_iv_rem[100], np.log(step**2*289))
+    assert abs(v.iv_har[60:380]).max() < .03 and np.allclose(v.log_iv_rem.iloc[100], np.log(step**2*289))
     assert np.allclose(compute(bars.assign(**{'option.sd': 1.1*bars['option.sd']}), ['iv_har']).loc[str(days[-1])].iv_har[1:389] - v.iv_har[1:389], np.log(1.1))
 
 

@@ -10,9 +10,14 @@ from spyresearch.bars import read_bars
 from spyresearch.core import DataError
 from spyresearch.features.batch import compute
 from spyresearch.features.clusters import representative
+from spyresearch.features.registry import REGISTRY
 from spyresearch.models.experiment import Ledger
 from spyresearch.models.folds import Fold, folds
-from spyresearch.models.usefulness import Sample, adjusted_rand, bounds, consensus, decide, fit_heads, har_level, in_units, measured, panel_of, probe_columns, ring, sample_of, structural, study
+from spyresearch.models.windows import Panel
+from spyresearch.models.usefulness import Sample, adjusted_rand, bounds, consensus, decide, fit_heads, har_level, in_units, measured, probe_columns, ring, sample_of, structural, study
+
+def all_features(bars): return Panel.from_bars(bars, features=REGISTRY.names(off=True))
+
 
 BLOCKS = [Fold(i, 60 + 20*i, 80 + 20*i) for i in range(3)]
 NAMES = ['wild', 'copy', 'lean', 'dull', 'never']
@@ -126,7 +131,7 @@ def spy(shared): return read_bars(shared('spy_1min.parquet'))['2025-01-02':'2025
 
 
 @pytest.fixture(scope='module')
-def panel(spy): return panel_of(spy)
+def panel(spy): return all_features(spy)
 
 
 def test_a_panel_holds_what_is_computed(spy, panel):
@@ -137,12 +142,12 @@ def test_a_panel_holds_what_is_computed(spy, panel):
 
 
 def test_levels_and_units_rest_on_the_past(spy, panel):
-    s, early = sample_of(panel), sample_of(panel_of(spy[:'2025-04-15']))
+    s, early = sample_of(panel), sample_of(all_features(spy[:'2025-04-15']))
     n = len(early.day)
     np.testing.assert_array_equal(early.level, s.level[:n])
     block = folds(panel.days[:early.day[-1] + 1], refit=10, least=60)[-1]
     old = early.day <= block.stop
-    np.testing.assert_allclose(har_level(panel_of(spy[:'2025-04-15']), early)(block)[old], har_level(panel, s)(block)[:n][old], rtol=1e-9)
+    np.testing.assert_allclose(har_level(all_features(spy[:'2025-04-15']), early)(block)[old], har_level(panel, s)(block)[:n][old], rtol=1e-9)
 
 
 def test_units_are_those_declared(panel):

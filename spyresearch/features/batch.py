@@ -31,5 +31,4 @@ def compute(
     names = registry.names() if features is None else list(features)
     registry.plan(names)
     days, ix = Days(bars, dividends, registry), _stamps(bars) if isinstance(bars, Grid) else bars.index
-    at = days.place(ix)
-    return pd.DataFrame({o: days.column(o)[at] for o in names}, index=ix, dtype=float)
+    return pd.DataFrame({o: days.column(o)[days.seen] for o in names}, index=ix, dtype=float)

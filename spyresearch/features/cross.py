@@ -6,13 +6,12 @@
 __all__ = ['LAG', 'SYMBOLS', 'cross']
 
 # %% ../../nbs/features/25_cross.ipynb #1ddde699
-from collections import deque
 from functools import partial
 
 import numpy as np
 
 from . import smile  # noqa: F401 - its columns come first
-from .registry import REGISTRY, Registry, feature
+from .registry import REGISTRY, Ago, Registry, ago, feature
 
 # %% ../../nbs/features/25_cross.ipynb #34781607
 LAG = 5 # minutes
@@ -20,12 +19,11 @@ SYMBOLS = dict(QQQ=True, IWM=True, TLT=False, UUP=False) # less SPY's return?
 
 def _moved(g, of, less):
     px = np.log(np.broadcast_to(g[of], g.seen.shape))
-    return px - np.pad(px, ((0, 0), (LAG, 0)), constant_values=np.nan)[:, :-LAG] - (g.r5 if less else 0.)
+    return px - ago(px, LAG) - (g.r5 if less else 0.)
 
-def _moved_step(b, past, of, less):
-    now, then = np.log(b[of]), past[0]
-    past.append(now)
-    return now - then - (b.r5 if less else 0.)
+def _moved_step(b, late, of, less):
+    px = np.log(b[of])
+    return px - late(px) - (b.r5 if less else 0.)
 
 # %% ../../nbs/features/25_cross.ipynb #5330b5dc
 def cross(
@@ -36,7 +34,7 @@ def cross(
     "Declare what another symbol did over five minutes."
     of = f'other.{symbol}'
     return feature(f"{symbol.lower()}_{'rel_' if less else ''}{LAG}", partial(_moved, of=of, less=less), registry=registry, step=partial(_moved_step, of=of, less=less),
-                   state=lambda: deque([np.nan]*LAG, maxlen=LAG), group='G10', formula=f"ln C_m/C_{{m-{LAG}}} of {symbol}{', less r5' if less else ''}", window=LAG + 1, warmup=LAG + 1,
+                   state=partial(Ago, LAG), group='G10', formula=f"ln C_m/C_{{m-{LAG}}} of {symbol}{', less r5' if less else ''}", window=LAG + 1, warmup=LAG + 1,
                    inputs=(of, 'seen', *(['r5'] if less else [])), kept=kept)
 
 for symbol, less in SYMBOLS.items(): cross(symbol, less)

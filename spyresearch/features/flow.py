@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from ..bars import minute_of_day
 from ..core import ET, DataError
 from . import location  # noqa: F401 - its columns come first
-from .registry import CALENDAR, Days, Feature, Minute, Registry, Total, agreement, feature, total
+from .registry import CALENDAR, Days, Feature, Minute, Registry, Total, agreement, feature, told, total
 from ..sessions import MINUTES, session
 from ..tws.seconds import COLUMNS, LEVELS, STALE, TEXT, TRADE_COLUMNS, Second, absent, records
 
@@ -420,9 +420,7 @@ def flow_minutes(
 # %% ../../nbs/features/23_flow.ipynb #10466a34
 def carried(name:str) -> str: "What a feature of the second is called beside a bar: `level1.` or `level2.` before its name."; return f"level{2 if FLOW[name].group == 'G8' else 1}.{name}"
 
-def _beside(g, of, made): return g[of]
-
-MADE = FLOW.hash() # day files are made anew when it changes
+MADE = FLOW.hash()
 for f in [FLOW[o] for o in FLOW.names()]:
-    feature(f.name, partial(_beside, of=carried(f.name), made=MADE), group=f.group, formula=f'{f.formula}; at the end of minute m', unit=f.unit, window=ceil(f.window/60), warmup=ceil(f.warmup/60),
-            sessions=f.sessions, inputs=(carried(f.name),), source=f.source)
+    told(f.name, carried(f.name), MADE, group=f.group, formula=f'{f.formula}; at the end of minute m', unit=f.unit, window=ceil(f.window/60), warmup=ceil(f.warmup/60),
+         sessions=f.sessions, source=f.source)

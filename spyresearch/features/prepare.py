@@ -93,10 +93,10 @@ def dividends_of(store:Store) -> dict: # ex-date -> USD a share
 def bars_of(
     store:Store,
     days:list, # whose bars
-    recorded=None, # of which days the records are joined; all by default
+    recorded, # of which days the records are joined
 ) -> tuple: # (canonical bars, with further columns where something was recorded; (day, why) of records that could not be read)
     "Raw bars, and what goes with them."
-    bars, found = store.raw_frame(days), {d: beside(store, d) for d in (days if recorded is None else recorded)}
+    bars, found = store.raw_frame(days), {d: beside(store, d) for d in recorded}
     frames = [df for df, _ in found.values() if len(df)]
     return bars.join(pd.concat(frames)) if frames else bars, [(d, why) for d, (_, faults) in found.items() for why in faults]
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CALENDAR', 'COLUMNS', 'MARKET', 'REGISTRY', 'BESIDE', 'NIGHT', 'TOLERANCE', 'Feature', 'Registry', 'feature', 'Days',
-           'split_of', 'check_night', 'source_code', 'Minute', 'total', 'Total', 'rolling', 'fingerprint',
-           'registry_hash', 'sums', 'agreement', 'feature_table']
+           'split_of', 'check_night', 'source_code', 'Minute', 'total', 'Total', 'ago', 'Ago', 'rolling', 'told',
+           'fingerprint', 'registry_hash', 'sums', 'agreement', 'feature_table']
 
 # %% ../../nbs/features/20_registry.ipynb #27378ed0
 import hashlib
 import zlib
+from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..bars import RAW_COLUMNS, Grid, grid, minute_of_day
+from ..bars import RAW_COLUMNS, Grid, grid
 from ..core import DataError, UsageError
 from ..sessions import MINUTES, prev_session
 
@@ -61,10 +62,7 @@ class Registry:
 REGISTRY = Registry()
 
 # %% ../../nbs/features/20_registry.ipynb #ddd2d52a
-def _words(f):
-    "Where a feature was declared, and what it says."
-    o = getattr(f.batch, 'func', f.batch)
-    return o.__module__, f.formula, f.inputs, o.__code__.co_names
+def _home(f): "The module that a feature was declared in."; return getattr(f.batch, 'func', f.batch).__module__
 
 @patch
 def add(self:Registry, f:Feature) -> Feature:
@@ -73,7 +71,7 @@ def add(self:Registry, f:Feature) -> Feature:
         if getattr(f, k) not in allowed: raise UsageError(f'feature {f.name}: {k} {getattr(f, k)!r} is unknown', f"it is one of {', '.join(allowed)}")
     if unknown := [o for o in f.inputs if o not in self.inputs and o not in self.features and not _beside(o)]:
         raise UsageError(f'feature {f.name}: unknown input {unknown[0]!r}', 'inputs are columns of the record or features declared before', 'declare the input first')
-    if f.name in self.inputs or (old := self.features.get(f.name)) and _words(old)[0] != _words(f)[0] and _words(old)[1:] != _words(f)[1:]:
+    if f.name in self.inputs or (old := self.features.get(f.name)) and _home(old) != _home(f):
         raise UsageError(f'feature {f.name!r} is declared already', 'two meanings under one name cannot be told apart in a file', 'choose another name')
     self.features[f.name] = f
     return f
@@ -107,9 +105,11 @@ def by_minute(self:Feature, f) -> Feature:
 
 # %% ../../nbs/features/20_registry.ipynb #a667e82f
 @patch
-def names(self:Registry) -> list:
+def names(self:Registry,
+    off:bool=False, # those that are declared and off too; ingredients (group base) never
+) -> list:
     "The columns of the day files, in order."
-    return [f.name for f in self if f.kept]
+    return [f.name for f in self if f.kept or off and f.group != 'base']
 
 @patch
 def plan(
@@ -145,8 +145,7 @@ class Days:
         self.weekday = np.array([[d.weekday()] for d in self.day])
         self.linked = np.array([[i > 0 and prev_session(d) == self.day[i-1]] for i, d in enumerate(self.day)])
         self.dividend = np.array([[(dividends or {}).get(d, 0.)] for d in self.day])
-        at = None if isinstance(bars, Grid) else self.place(bars.index)
-        for o in (*COLUMNS[5:], *registry.carried): setattr(self, o, self._spread(bars, o, at))
+        for o in (*COLUMNS[5:], *registry.carried): setattr(self, o, self._spread(bars, o))
         self._check_nights()
     def __len__(self): return len(self.day)
 
@@ -185,22 +184,13 @@ def source_code(name) -> float: # NaN without a name
 
 # %% ../../nbs/features/20_registry.ipynb #b646b949
 @patch
-def _spread(self:Days, bars, column, at):
-    "A further column of the bars, on the grid; NaN where the source has none."
+def _spread(self:Days, bars, column):
+    "A further column of the bars, on the grid, whose seen minutes are the bars in their order; NaN where the source has none."
     name = 'src' if column == 'source' else column
-    if at is None or name not in bars: return np.full((1, 1), np.nan)
+    if isinstance(bars, Grid) or name not in bars: return np.full((1, 1), np.nan)
     out = np.full(self.close.shape, np.nan)
-    out[at] = bars[name].map(source_code).to_numpy(float) if name == 'src' else bars[name].to_numpy(float)
+    out[self.seen] = bars[name].map(source_code).to_numpy(float) if name == 'src' else bars[name].to_numpy(float)
     return out
-
-@patch
-def place(
-    self:Days,
-    ix:pd.DatetimeIndex, # bar starts, New York
-) -> tuple: # day and minute of each
-    "Where bars stand on the grid."
-    day = ix.tz_localize(None).to_numpy().astype('datetime64[D]')
-    return np.searchsorted(np.array(self.day, 'datetime64[D]'), day), minute_of_day(ix)
 
 # %% ../../nbs/features/20_registry.ipynb #f4c08a69
 class _Only:
@@ -279,6 +269,22 @@ class Total:
         self.i = (self.i + 1) % len(self.past)
         return self.sum - old
 
+# %% ../../nbs/features/20_registry.ipynb #1cb3488e
+def ago(
+    x:np.ndarray, # [D, 390]
+    h:int, # minutes
+) -> np.ndarray: # [D, 390], NaN before minute `h` of the session
+    "The value of `h` minutes before."
+    return np.pad(x, ((0, 0), (h, 0)), constant_values=np.nan)[:, :-h]
+
+class Ago:
+    "The same, a value at a time: `h` numbers of memory."
+    def __init__(self, h): self.past = deque([np.nan]*h, maxlen=h)
+    def __call__(self, x):
+        then = self.past[0]
+        self.past.append(x)
+        return then
+
 # %% ../../nbs/features/20_registry.ipynb #f71acfdc
 def rolling(
     name:str, # the feature
@@ -290,6 +296,18 @@ def rolling(
     "Declare a session feature that is a function of a sum over the last `h` minutes."
     return feature(name, lambda g: then(total(g[of], h)), step=lambda b, s: then(s(b[of])), state=partial(Total, h),
                    window=h, warmup=h, inputs=(of,), **kw)
+
+# %% ../../nbs/features/20_registry.ipynb #0b84ad69
+def _told(g, of, made): return g[of]
+
+def told(
+    name:str, # the feature
+    of:str, # the carried column
+    made:str, # a word for how that column is made; day files are made anew when it changes
+    **kw, # the other fields of `Feature`
+) -> Feature:
+    "Declare a feature that is what bars carry."
+    return feature(name, partial(_told, of=of, made=made), inputs=(of,), **kw)
 
 # %% ../../nbs/features/20_registry.ipynb #c98ee8b0
 def _code(o, seen=()):
@@ -356,5 +374,6 @@ def feature_table(
 ) -> pd.DataFrame: # indexed by name
     "What every column of the day files is."
     cols = ['group', 'formula', 'unit', 'window', 'scope', 'sessions', 'warmup', 'known_at', 'inputs', 'source', 'kept', 'why']
-    rows = [{k: getattr(f, k) for k in cols} | dict(inputs=' '.join(f.inputs)) for f in registry if off and f.group != 'base' or f.kept]
-    return pd.DataFrame(rows, index=pd.Index([f.name for f in registry if off and f.group != 'base' or f.kept], name='feature'), columns=cols)
+    names = registry.names(off)
+    rows = [{k: getattr(registry[o], k) for k in cols} | dict(inputs=' '.join(registry[o].inputs)) for o in names]
+    return pd.DataFrame(rows, index=pd.Index(names, name='feature'), columns=cols)

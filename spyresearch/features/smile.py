@@ -9,7 +9,7 @@ __all__ = ['YEAR', 'MAX_AGE_S', 'FAULTS', 'Ladder', 'NEAR', 'FAR', 'Moment', 'NO
 
 # %% ../../nbs/features/24_smile.ipynb #6aacf3cf
 import math
-from collections import Counter, deque, namedtuple
+from collections import Counter, namedtuple
 from datetime import date, datetime, timedelta
 from functools import lru_cache, partial
 
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..core import ET
 from . import flow  # noqa: F401 - its columns come first, and what history expects before them
-from .registry import feature, fingerprint
+from .registry import Ago, ago, feature, fingerprint, told
 from ..sessions import MINUTES, is_session, minutes, session, sessions
 
 # %% ../../nbs/features/24_smile.ipynb #398e1db0
@@ -232,8 +232,8 @@ def smile_day(
 
 # %% ../../nbs/features/24_smile.ipynb #2f129564
 CHANGE = 15 # minutes
-MADE = fingerprint(moment) # day files are made anew when it changes
-_g9 = partial(feature, group='G9')
+MADE = fingerprint(moment)
+_g9, _told = partial(feature, group='G9'), partial(told, made=MADE, group='G9')
 
 _g9('log_iv_rem', lambda g, made=MADE: 2*np.log(g['option.sd']), formula='ln of the variance to the close that the ATM straddle of today implies (mid, Black on the parity forward)',
     unit='ln variance', inputs=('option.sd',), source='Black 1976')
@@ -241,21 +241,16 @@ feature('log_var_rest', lambda g: g.logdiur_rest + (g.logrv_surprise + g.logrv_d
         formula='logdiur_rest + mean of logrv_surprise, logrv_d1 - logrv_d22, logrv_d5 - logrv_d22', inputs=('logdiur_rest', 'logrv_surprise', 'logrv_d1', 'logrv_d5', 'logrv_d22'))
 _g9('iv_har', lambda g: (g.log_iv_rem - g.log_var_rest)/2, formula='(log_iv_rem - ln of the variance to the close that history expects)/2, HAR with equal weights', unit='log ratio of deviations',
     sessions=22, inputs=('log_iv_rem', 'log_var_rest'), source='Corsi 2009; Christensen and Prabhala 1998')
-_g9('skew_25', lambda g: g['option.skew'], formula='(sd of the 25-delta put - sd of the 25-delta call)/ATM sd, expiry of today', unit='share of ATM volatility', inputs=('option.skew',),
-    source='Xing, Zhang and Zhao 2010')
+_told('skew_25', 'option.skew', formula='(sd of the 25-delta put - sd of the 25-delta call)/ATM sd, expiry of today', unit='share of ATM volatility',
+      source='Xing, Zhang and Zhao 2010')
 
-# %% ../../nbs/features/24_smile.ipynb #626293fc
+# %% ../../nbs/features/24_smile.ipynb #6e7c34c5
 def _change(g):
     iv = np.broadcast_to(g['option.iv'], g.seen.shape)
-    return iv - np.pad(iv, ((0, 0), (CHANGE, 0)), constant_values=np.nan)[:, :-CHANGE]
+    return iv - ago(iv, CHANGE)
 
-def _change_step(b, past):
-    before = past[0]
-    past.append(b['option.iv'])
-    return b['option.iv'] - before
-
-_g9('d_iv_15', _change, step=_change_step, state=lambda: deque([math.nan]*CHANGE, maxlen=CHANGE), formula='ATM volatility of today on the trading clock, less that of 15 minutes before',
+_g9('d_iv_15', _change, step=lambda b, late: b['option.iv'] - late(b['option.iv']), state=partial(Ago, CHANGE), formula='ATM volatility of today on the trading clock, less that of 15 minutes before',
     unit='annual volatility', window=CHANGE + 1, warmup=CHANGE + 1, inputs=('option.iv', 'seen'))
-_g9('iv_slope', lambda g: g['option.slope'], formula="ln of today's implied sd a root trading minute over that from today's close to the farthest of the next 4 expiries", unit='log ratio', inputs=('option.slope',))
-_g9('pc_volume', lambda g: g['option.imbalance'], formula="(P - C)/(P + C) of today's contracts within 0.5 % of the forward, expiry of today", inputs=('option.imbalance',),
-    source='Pan and Poteshman 2006')
+_told('iv_slope', 'option.slope', formula="ln of today's implied sd a root trading minute over that from today's close to the farthest of the next 4 expiries", unit='log ratio')
+_told('pc_volume', 'option.imbalance', formula="(P - C)/(P + C) of today's contracts within 0.5 % of the forward, expiry of today",
+      source='Pan and Poteshman 2006')

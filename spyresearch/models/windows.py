@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..bars import RAW_COLUMNS, grid, minute_of_day
+from ..bars import RAW_COLUMNS, grid
 from ..core import DataError, UsageError
 from ..features.batch import compute
 from ..features.registry import registry_hash
@@ -41,9 +41,8 @@ class Panel:
 def _panel(bars, features, dividends, provenance):
     "A panel from bars and features with the same index."
     g = grid(bars)
-    at = np.searchsorted(np.array(g.days, 'datetime64[D]'), bars.index.tz_localize(None).to_numpy().astype('datetime64[D]')), minute_of_day(bars.index)
     x = np.full((len(g), MINUTES, features.shape[1]), np.nan, np.float32)
-    x[at] = features.to_numpy(np.float32)
+    x[g.seen] = features.to_numpy(np.float32)
     paid = np.array([(dividends or {}).get(d, 0.) for d in g.days])
     return Panel(g.days, list(features.columns), x, g.open, g.high, g.low, g.close, g.volume, g.n, paid, provenance)
 
@@ -52,9 +51,10 @@ def from_bars(cls:Panel,
     bars:pd.DataFrame, # canonical minute bars
     dividends:dict=None, # ex-date -> USD a share
     provenance:str='',
+    features=None, # names; every kept one by default
 ) -> Panel:
     "A panel straight from bars, its features computed now."
-    return _panel(bars, compute(bars, dividends=dividends), dividends, provenance)
+    return _panel(bars, compute(bars, features, dividends), dividends, provenance)
 
 # %% ../../nbs/models/31_windows.ipynb #1de765ed
 @patch(cls_method=True)

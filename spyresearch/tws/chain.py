@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SILENT_S', 'KEPT', 'NO_RIGHT', 'RETRY_S', 'COMPETING_S', 'PROBE_S', 'Chain', 'chain_frame', 'seal_chain_day',
-           'read_chain_day']
+           'chain_file', 'read_chain_day']
 
 # %% ../../nbs/tws/38_chain.ipynb #ef451cae
 import asyncio, io
@@ -350,13 +350,20 @@ def seal(self:Chain) -> Path|None: # None if nothing was recorded
     finally: self.log.load()
 
 # %% ../../nbs/tws/38_chain.ipynb #db827309
+def chain_file(
+    folder:Path, # as data/original_data/chain
+    day:date,
+) -> Path|None: # its lines, or its table when it is sealed; None without a record
+    "Where a day's chain is."
+    return next((o for o in (Path(folder)/f'{day}.{kind}' for kind in ('csv', 'parquet')) if o.exists()), None)
+
 def read_chain_day(
     folder:Path, # as data/original_data/chain
     day:date,
 ) -> pd.DataFrame: # index Datetime, New York; numbers float64 (NaN = not known), con_id int64
     "A day's recorded chain, from its lines or its table; a file that does not count is a `DataError`."
-    log, path = _log(folder), Path(folder)/f'{day}.parquet'
-    if log.file(day).exists(): return log.read(day).astype(dict(con_id='int64'))
-    if not path.exists(): raise DataError(f'{path.parent} has no chain of {day}', 'nothing was recorded')
+    log, path = _log(folder), chain_file(folder, day)
+    if path is None: raise DataError(f'{folder} has no chain of {day}', 'nothing was recorded')
+    if path.suffix == '.csv': return log.read(day).astype(dict(con_id='int64'))
     if file_hash(path) != log.m['days'].get(str(day), {}).get('parquet'): raise DataError(f'{path} does not count', 'its hash is not the one in the manifest', 'set the file aside; quotes cannot be fetched again')
     return pd.read_parquet(path).set_index('Datetime').tz_convert(ET)
