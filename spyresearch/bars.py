@@ -112,7 +112,8 @@ def read_bars(
     try: df[known] = df[known].astype(float)
     except (ValueError, TypeError) as e: raise DataError(f'{path}: a price or volume is not a number', str(e), 'repair or replace the file') from e
     check_bars(df, str(path))
-    df = df.loc[in_session(df.index), known]
+    if 'src' in df: df['src'] = df['src'].astype(str).where(df['src'].notna(), '')
+    df = df.loc[in_session(df.index), [o for o in (*known, 'src') if o in df]]
     if df.empty: raise DataError(f'{path}: no bar inside regular trading hours', 'it has no rows, or all of them lie outside the sessions of the exchange', 'expected bars between 09:30 and 16:00 New York on trading days')
     return df
 

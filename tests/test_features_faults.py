@@ -5,12 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyresearch.bars import read_bars
+from spyresearch.bars import grid, read_bars
 from spyresearch.core import DataError
 from spyresearch.features import batch, stream
 from spyresearch.features.registry import REGISTRY
 from spyresearch.features.stream import Stream, parity
+from spyresearch.models.windows import Panel
 from spyresearch.sessions import session
+from spyresearch.store import Store
+from spyresearch.tws.tape import load_tape, tape_from_files
 
 VOLUME = [f.name for f in REGISTRY if 'volume_level' in f.inputs]
 NAMES = [f.name for f in REGISTRY]
@@ -28,7 +31,11 @@ def record(shared): return pd.read_parquet(shared('spy_1min.parquet')).tz_conver
 
 
 @pytest.fixture(scope='module')
-def spy(shared): return read_bars(shared('spy_1min.parquet'))
+def real(shared): return read_bars(shared('spy_1min.parquet'))
+
+
+@pytest.fixture(scope='module')
+def spy(real): return real.drop(columns='src') # prices and volumes alone, as TWS and most files give them
 
 
 @pytest.fixture(scope='module')
@@ -39,8 +46,13 @@ def days_with(x, name): return x[name].notna().groupby(x.index.date).any()
 def same(a, b, but=()): np.testing.assert_array_equal(a.drop(columns=list(but)), b.drop(columns=list(but)))
 
 
-def test_a_named_source_change_empties_volume_for_14_sessions(record, autumn):
-    named = autumn.assign(src=record['src'].astype(str).reindex(autumn.index))
+def test_bars_of_a_file_keep_the_names_of_their_sources(record, real):
+    assert real['src'].equals(record['src'].astype(str).reindex(real.index)) and real['src'].nunique() == 5
+    np.testing.assert_array_equal(grid(real).volume, grid(real.drop(columns='src')).volume)
+
+
+def test_a_named_source_change_empties_volume_for_14_sessions(real, autumn):
+    named = real['2025-09-02':'2025-12-05']
     x, plain = compute(named), compute(autumn)
     for o in VOLUME:
         known = days_with(x, o)
@@ -49,6 +61,20 @@ def test_a_named_source_change_empties_volume_for_14_sessions(record, autumn):
         assert days_with(plain, o)[date(2025, 11, 4)]
     same(x, plain, VOLUME)
     assert parity(named['2025-10-01':], VOLUME)['share_equal'].eq(1).all()
+
+
+def test_no_kept_feature_and_no_evaluation_depends_on_the_name(real, spy):
+    a, b = (Panel.from_bars(o['2025-10-01':'2025-11-21']) for o in (real, spy))
+    for k in ('x', 'close', 'volume'): np.testing.assert_array_equal(getattr(a, k), getattr(b, k))
+
+
+def test_a_tape_and_a_raw_day_leave_the_name_behind(shared, real, spy, tmp_path):
+    files = [shared('spy_1min.parquet')]
+    tape, (day, bars) = tape_from_files(files), next(iter(real['2025-11-04':'2025-11-04'].groupby(lambda t: t.date())))
+    assert 'src' not in tape.bars['TRADES', '1 min'] and tape.bars['TRADES', '1 min'].equals(spy)
+    assert load_tape(tape.save(tmp_path/'real.tape')).hash == tape.hash
+    path = Store(tmp_path, 'replay:a').write_raw(day, bars)
+    assert path.read_bytes() == Store(tmp_path/'b', 'replay:a').write_raw(day, spy.loc[bars.index]).read_bytes() and b'shuye' not in path.read_bytes()
 
 
 def test_an_unnamed_change_by_a_fifth_stays_inside_a_days_own_scatter(spy):

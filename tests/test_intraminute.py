@@ -216,7 +216,7 @@ def test_fits_names_what_is_wrong(drawn):
 def test_bars_that_cannot_be_drawn_from(drawn):
     bars, _ = drawn['2023-11-24']
     broken = bars.copy(); broken.iloc[3, 1] = broken.iloc[3, 2] - 1
-    for bad, why in ((broken, 'enclose'), (bars.tz_localize(None), 'naive'), (bars/1000, 'below 1 USD'), (pd.concat([bars, drawn['2025-11-28'][0]]), 'several days'),
+    for bad, why in ((broken, 'enclose'), (bars.tz_localize(None), 'naive'), (bars.assign(**bars[OHLCV]/1000), 'below 1 USD'), (pd.concat([bars, drawn['2025-11-28'][0]]), 'several days'),
                      (bars[['open']], 'columns missing'), (bars[:2].set_axis(bars.index[0] + pd.to_timedelta([0, 5], 's')), 'shorter than a minute')):
         with pytest.raises(DataError, match=why): draw_day(bad)
     for o in (dict(spread=0), dict(spread=.015), dict(spread=np.nan), dict(spread=2), dict(seed=-1)):

@@ -206,7 +206,7 @@ def split_series(
 ) -> dict: # (what, size) -> frame
     "A file's columns as the series that TWS would send."
     size, out = bar_size(df.index), {}
-    out['TRADES', size] = df[[c for c in df if c not in BA + IV]]
+    out['TRADES', size] = df[[c for c in df if c not in (*BA, *IV, 'src')]]
     for what,cols in (('BID_ASK', BA), ('OPTION_IMPLIED_VOLATILITY', IV)):
         if set(cols) <= set(df): out[what, size] = df[cols].set_axis(OHLC, axis=1).dropna()
     return out
