@@ -13,7 +13,7 @@ import pytest
 import live
 from live import A, ARCA, ISLAND, SPY, at, book_of, is_book_at, join, kept, kinds, ns, play, replay, run, script, subscribe
 from spyresearch.core import FixedClock, UsageError
-from spyresearch.tws.faults import Faults, Mishap
+from spyresearch.tws.faults import FINE, Faults, Mishap
 from spyresearch.tws.replay import ReplayServer
 
 
@@ -303,9 +303,16 @@ def test_frames_run_together_change_nothing(tape, calm):
     '{"script": [{"do": "drop", "at": "soon"}]}', '{"script": [{"do": "drop", "at": 5}]}', '{"script": [{"do": "drop", "when": "Depth"}]}', '{"script": [{"do": "drop", "when": ":1"}]}',
     '{"script": [{"do": "mute", "at": "10:00:00", "on": "news"}]}', '{"script": [{"do": "say", "at": "10:00:00"}]}', '{"script": [{"do": "mute", "at": "10:00:00", "for_s": "long"}]}',
     '{"script": [{"do": "mute", "at": "10:00:00", "for_s": -1}]}', '{"script": [{"doo": "drop"}]}', '{"script": ["drop"]}', '{"script": 5}', '{"script": {"do": "drop"}}',
+    '{"script": [{"do": "drop", "at": "2025-12-01"}]}', '{"script": [{"do": "drop", "at": "10:15-05:00"}]}', '{"script": [{"do": "drop", "at": "9999-12-31T23:00", "after_s": 90000}]}', '[{"do": "explode", "at": "10:00:00"}]', '[[]]', '[', '5',
     '{"rights": {"depth": "some"}}', '{"rights": {"news": "none"}}', '{"rights": "none"}', '{"limits": {"line": 5}}', '{"limits": {"lines": "5"}}', '{"limits": {"lines": -1}}', '{"limits": [5]}', '[1]', 'nowhere.json', '{'])
 def test_bad_scripts_are_usage_errors(text):
     with pytest.raises(UsageError): Faults.from_json(text)
+
+
+@pytest.mark.parametrize('text,want', [('[]', FINE), (' [ ]', FINE), ('{}', FINE), ('', FINE), ('[{"do": "drop", "at": "10:00:00"}]', script(dict(do='drop', at='10:00:00')))])
+def test_a_list_is_a_story_of_mishaps_and_an_empty_one_is_none(tmp_path, text, want):
+    (tmp_path/'story.json').write_text(text)
+    assert Faults.from_json(text) == Faults.from_json(str(tmp_path/'story.json')) == want
 
 
 ODD = [('accept_close', (1, 'yes', None)), ('greeting', (5, ['x'])), ('mute', ('true',)), ('busy_ids', (5, '5', [1.5], [True], [-1], {'1': 2})), ('silent_history', (1, ['1'])),
@@ -340,7 +347,7 @@ def test_a_script_of_no_request_a_bad_depth_mode_and_a_bad_unit_are_usage_errors
 
 
 @pytest.mark.parametrize('asof,when,first', [('10:00:00', '10:00:00', '2025-12-01T10:00'), ('10:00:01', '10:00:00', '2025-12-02T10:00'), ('10:00:01', '2025-12-01T10:00:00', None),
-                                             ('10:00:00', '2025-12-01T15:30:00Z', '2025-12-01T10:30')])
+                                             ('10:00:00', '2025-12-01T15:30:00Z', '2025-12-01T10:30'), ('10:00:00', '10:00:00.500', '2025-12-01T10:00'), ('10:00:01', '10:00:00.500000', '2025-12-02T10:00')])
 def test_when_a_script_strikes_first(tape, asof, when, first):
     srv = ReplayServer(tape, at(asof), faults=Faults(script=(Mishap('drop', at=when),)))
     assert [f'{t.astimezone(at(A).tzinfo):%Y-%m-%dT%H:%M}' for t, _ in srv.pending] == ([first] if first else [])

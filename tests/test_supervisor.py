@@ -44,6 +44,7 @@ def test_nobody_listens_at_first_and_then_somebody_does(nobody):
     out = run(minding(A, '10:04:00', do=comes))
     tries = reasons(out, 'link', 'connecting')
     assert 'nothing listens' in tries[1] and out.names.count(('link', 'connecting')) < 10 and heard(out, 'ticks', '10:02:00')[0] < at('10:03:05')
+    assert tries[0].endswith('attempt 1') and [o.rpartition('; ')[2] for o in tries[1:]] == [f'attempt {i} in {s} s' for i, s in ((2, 5), (3, 10), (4, 20), (5, 40), (6, 60))]
 
 
 @pytest.mark.parametrize('faults,why', [(dict(accept_close=True), 'closed the connection without a word'), (dict(mute=True), 'does not answer the handshake'),
@@ -87,6 +88,8 @@ def test_a_nightly_restart_of_some_minutes():
 def test_a_socket_that_is_dropped_again_and_again_is_not_hammered():
     out = run(minding(A, '10:20:00', story(*(('drop', f'10:{m:02}:{s:02}', {}) for m in range(1, 15) for s in (0, 10, 20, 30, 40, 50)))))
     assert 10 < out.sup.drops < 40 and heard(out, 'ticks', '10:15:00')[0] < at('10:16:05')
+    tries = [o for o in reasons(out, 'link', 'connecting') if 'held for' in o]
+    assert tries[0].endswith(' s; attempt 2 in 5 s') and tries[1].endswith('; attempt 3 in 10 s') and len(tries) >= 10
 
 
 def test_a_freeze_is_noticed_and_what_was_held_back_arrives():

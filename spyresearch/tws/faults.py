@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST', 'Kind', 'Deed', 'LIMITS', 'Limit', 'Right', 'WHATS', 'FINE', 'SMALL', 'BAR_SIZES', 'fits', 'words', 'check',
-           'Mishap', 'Faults', 'read_mishap', 'Pacing', 'misworded']
+           'Mishap', 'time_or_moment', 'Faults', 'read_mishap', 'Pacing', 'misworded']
 
 # %% ../../nbs/tws/08_faults.ipynb #7dd363a8
 import json, re
 from collections import deque
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -56,7 +56,7 @@ Deed = Literal['say', 'mute', 'dead', 'drop', 'down', 'freeze', 'reset', 'halt',
 class Mishap:
     "One thing that goes wrong, once."
     do:Deed
-    at:str = '' # HH:MM:SS New York, on the first session that comes to it; or a whole ISO 8601 time, New York without an offset
+    at:str = '' # HH:MM:SS New York, on the first session that comes to it; or a day and a time as in ISO 8601, New York without an offset
     when:str = '' # instead of `at`: after the nth request of a name, as `Depth:2`
     after_s:float = 0. # virtual seconds after that
     on:Literal['', Kind] = '' # '' for all
@@ -70,17 +70,33 @@ class Mishap:
         if self.do == 'say' and not self.code: raise UsageError('what does it say?', 'a message has a code', 'as "code": 1100, "text": "..."')
         self.moment(datetime(2025, 1, 2, tzinfo=ET)) if self.at else self.occasion
 
+# %% ../../nbs/tws/08_faults.ipynb #93dbdbc0
+def time_or_moment(
+    text:str, # as ISO 8601
+) -> time|datetime: # a time of any day, New York; or a moment
+    "What `at` says."
+    for form in (time, date, datetime):
+        try: at = form.fromisoformat(text)
+        except ValueError: continue
+        if form is datetime or form is time and not at.tzinfo: return at
+        break
+    else: form = None
+    why = {time: 'an offset needs its day', date: 'it is a day alone', None: 'it is neither a time of the day nor a day with a time'}[form]
+    raise UsageError(f'{text!r} is no time', why, 'as 10:15:00 (New York) or 2025-12-01T10:15:00-05:00')
+
 # %% ../../nbs/tws/08_faults.ipynb #8a907388
 @patch
 def moment(self:Mishap,
     day:datetime, # any time of the day, New York
 ) -> datetime: # New York
     "When it happens, if it happens on that day."
-    try:
-        if len(self.at) > 10: at = datetime.fromisoformat(self.at)
-        else: at = datetime.combine(day.date(), time.fromisoformat(self.at))
-        return (at.astimezone(ET) if at.tzinfo else at.replace(tzinfo=ET)) + timedelta(seconds=self.after_s)
-    except ValueError as e: raise UsageError(f'{self.at!r} is no time', str(e), 'as 10:15:00 (New York) or 2025-12-01T10:15:00-05:00') from None
+    at = time_or_moment(self.at)
+    if isinstance(at, time): at = datetime.combine(day.date(), at)
+    try: return (at.astimezone(ET) if at.tzinfo else at.replace(tzinfo=ET)) + timedelta(seconds=self.after_s)
+    except OverflowError: raise UsageError(f'{self.at!r} and {self.after_s:g} seconds is no time', 'no calendar goes so far', 'name a day of the tape') from None
+
+@patch(as_prop=True)
+def daily(self:Mishap) -> bool: "Is its time one of any day?"; return isinstance(time_or_moment(self.at), time)
 
 @patch(as_prop=True)
 def occasion(self:Mishap) -> tuple: # request name, how many of them
@@ -118,12 +134,13 @@ class Faults:
     def from_json(cls,
         s:str, # JSON, or the path of a file that holds it
     ):
-        "Faults from a script; an unknown name is a usage error."
+        "Faults from a script, or from a list of mishaps; an unknown name is a usage error."
         try:
-            text = Path(s).read_text('utf8') if s and not s.lstrip().startswith('{') else s
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text or '{}').items()})
+            given = json.loads((s if not s or s.lstrip()[:1] in ('{', '[') else Path(s).read_text('utf8')) or '{}')
+            if isinstance(given, list): given = dict(script=given)
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
         except (TypeError, ValueError, AttributeError, OSError) as e:
-            raise UsageError(f'--faults {s!r} cannot be read', str(e), f'expected JSON, or a file of JSON, with some of {", ".join(cls.__dataclass_fields__)}') from None
+            raise UsageError(f'--faults {s!r} cannot be read', str(e), f'expected JSON, or a file of JSON: a list of mishaps, or an object with some of {", ".join(cls.__dataclass_fields__)}') from None
 
     def __post_init__(self):
         if isinstance(self.script, (tuple, list)): object.__setattr__(self, 'script', tuple(o if isinstance(o, Mishap) else read_mishap(o) for o in self.script))

@@ -80,7 +80,7 @@ def first_time(self:ReplayServer, m:Mishap) -> datetime|None: # None: on an occa
         if (name := m.occasion[0]) not in {o for o, _ in wire.REQUESTS.values()}: raise UsageError(f'there is no request {name!r}', 'a mishap would wait for it for ever', 'as Depth, MarketData, TickByTick, Historical')
         return None
     at = m.moment(day := self.asof.astimezone(ET))
-    if len(m.at) > 10: return at if at >= self.asof else None
+    if not m.daily: return at if at >= self.asof else None
     return at if at >= self.asof and self.sessions.days(day.date(), day.date()) else m.moment(datetime.combine(next_session(day.date()), day.time()))
 
 # %% ../../nbs/tws/19_server.ipynb #cdfb7cb5

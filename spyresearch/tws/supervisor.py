@@ -88,14 +88,22 @@ async def keep(self:Supervisor):
     while not self.stopping:
         self.to('connecting', f'{self.link.at}, attempt {tries + 1}')
         try: await self.connect()
-        except FeedError as e:
-            self.say('link', 'connecting', ': '.join(o for o in (e.what, e.why) if o))
-            await self.clock.asleep(self.waits_s[min(tries, len(self.waits_s) - 1)]); tries += 1
-            continue
+        except FeedError as e: tries += 1; await self.pause(tries, ': '.join(o for o in (e.what, e.why) if o)); continue
         self.last_up = self.clock.monotonic(); self.to('up', f'server version {self.link.server_version}, {self.link.provenance}')
         await self.watch()
-        tries = 0 if self.clock.monotonic() - self.last_up > 60 else tries + 1
-        if tries: await self.clock.asleep(self.waits_s[min(tries, len(self.waits_s)) - 1])
+        held_s = self.clock.monotonic() - self.last_up
+        tries = 0 if held_s > 60 else tries + 1
+        if tries: await self.pause(tries, f'the connection held for {held_s:.0f} s')
+
+@patch
+async def pause(self:Supervisor,
+    tries:int, # that have failed
+    why:str, # the last one did
+):
+    "Say what went wrong, which attempt is next, and when; and wait for it."
+    wait_s, self.state = self.waits_s[min(tries, len(self.waits_s)) - 1], 'connecting'
+    self.say('link', 'connecting', f'{why}; attempt {tries + 1} in {wait_s:g} s')
+    await self.clock.asleep(wait_s)
 
 @patch
 def close(self:Supervisor, reason:str='stopped'):
