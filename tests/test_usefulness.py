@@ -84,9 +84,14 @@ def test_the_last_day_before_a_block_does_not_teach():
     np.testing.assert_array_equal(study(s, BLOCKS[:1]).worth[:4, :, 60:80], study(replace(s, y=y), BLOCKS[:1]).worth[:4, :, 60:80])
 
 
-def test_the_ledger_counts_every_feature_once():
-    s, _ = measured(planted(0)); book = Ledger()
-    assert study(s, BLOCKS[:1], ledger=book).tried == len(s.names) == study(s, BLOCKS[:1], ledger=book).tried
+def test_the_ledger_counts_every_feature_and_every_setting_once():
+    s, _ = measured(planted(0)); book, n = Ledger(), len(s.names)
+    def look(**kw): return study(s, **(dict(blocks=BLOCKS[:1], repeats=1, ledger=book) | kw)).tried
+    def sharp(block): return s.level
+    tried = [look(), look(), look(seed=1), look(cut=.9), look(repeats=2), look(level=sharp), look(blocks=BLOCKS[:2])]
+    assert tried == [n, n, 2*n, 3*n, 4*n, 5*n, 6*n]
+    config = book.tried[0]['config']
+    assert config['way']['scale']['rounds'] and config['way']['shape']['trees'] and config['level'] == 'crude' and config['share'] == 1/3
 
 
 def test_too_few_labels_are_refused():
