@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'HIGH', 'LEFT', 'LOW', 'MARKS', 'ROWS', 'GROUPS', 'CSS', 'FILTER', 'ticks', 'stretches', 'day_plot', 'bins',
-           'histogram', 'Sight', 'look', 'symbols', 'market_inputs', 'declared', 'why_empty', 'company', 'entry',
-           'sheet', 'feature_page', 'write_atlas']
+           'histogram', 'Sight', 'with_off', 'grouped', 'look', 'symbols', 'market_inputs', 'declared', 'why_empty',
+           'company', 'entry', 'sheet', 'feature_page', 'write_atlas']
 
 # %% ../nbs/64_atlas.ipynb #5088fdd7
 import base64, hashlib, math, re
@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 
 from . import page
+from .bars import RAW_COLUMNS
 from .core import DataError, atomic_write
-from .features.batch import REGISTRY
-from .features.clusters import CUT, clusters, correlation
+from .features.batch import REGISTRY, compute
+from .features.clusters import CUT, correlation, joined
 from .features.flow import FLOW
+from .features.prepare import dividends_of
 from .features.registry import TOLERANCE, Feature, Registry, sums
 from .page import Markup, card, esc, facts, table, tag
 from .sessions import MINUTES, minutes
@@ -115,13 +117,33 @@ class Sight:
     "The values behind a page."
     days: list # sessions, ascending
     day: date # the one shown
-    frame: pd.DataFrame # a row a minute of all of them
+    frame: pd.DataFrame # a row a minute of all of them; what is off has been computed
     shown: pd.DataFrame # the rows of `day`, one for each minute of its session
     groups: pd.Series # name -> cluster number
     rho: dict # cluster number -> absolute rank correlations of its members
     every: int # of how many minutes one is in the correlations
     made_with: set # hashes of the registries that made the files
     provenance: str
+
+# %% ../nbs/64_atlas.ipynb #55dda186
+def with_off(
+    frame:pd.DataFrame, # rows of day files
+    store, # where the dividends are
+    registry:Registry=REGISTRY,
+) -> pd.DataFrame: # the same rows; columns more
+    "Day files and, from their bars, the features that are off."
+    names = [f.name for f in registry if not f.kept and f.group != 'base' and f.name not in frame]
+    bars = frame.loc[frame['close'].notna(), [o for o in RAW_COLUMNS if o in frame]]
+    return frame.join(compute(bars, names, dividends_of(store), registry)) if names else frame
+
+# %% ../nbs/64_atlas.ipynb #3754827d
+def grouped(
+    x:pd.DataFrame, # a column a feature, none of them constant
+) -> tuple: # (name -> cluster number, cluster number -> absolute rank correlations of its members, where it has several)
+    "Who says the same."
+    rho = correlation(x)
+    groups = joined(1 - rho.to_numpy(), 1 - CUT, x.columns) if len(rho) > 1 else pd.Series(1, x.columns, dtype=int)
+    return groups, {c: rho.loc[g.index, g.index] for c, g in groups.groupby(groups) if len(g) > 1}
 
 # %% ../nbs/64_atlas.ipynb #8307e27a
 def look(
@@ -133,9 +155,8 @@ def look(
     if not (days := store.daily_days()): raise DataError(f'{store.root} holds no day files', 'the page shows the values of features, and there are none', 'run `spy history` and `spy prepare` first, with the same source or --data')
     day = day or (store.daily_days(sealed=True) or days)[-1]
     if day not in days: raise DataError(f'{store.root} holds no day file of {day}', f'it holds {len(days)} from {days[0]} to {days[-1]}', 'name one of them')
-    frame = store.read_daily(days); every = ceil(len(frame)/ROWS)
-    x = frame.loc[::every, [o for o in registry.names(off=True) if o in frame and frame[o].nunique() > 1]]
-    groups = clusters(x); rho = {c: correlation(x[g.index]) for c, g in groups.groupby(groups) if len(g) > 1}
+    frame = with_off(store.read_daily(days), store, registry); every = ceil(len(frame)/ROWS); moves = frame.min() < frame.max()
+    groups, rho = grouped(frame.loc[::every, [o for o in registry.names(off=True) if moves.get(o)]])
     made_with = {store.features.m['days'][str(d)].get('registry') for d in days}
     return Sight(days, day, frame, frame.reindex(minutes(day)), groups, rho, every, made_with, store.provenance or '')
 
@@ -186,10 +207,9 @@ def why_empty(
 ) -> str: # empty if there is a value
     "Why a feature has no value in some rows."
     if f.name in rows and rows[f.name].notna().any(): return ''
-    needs = market_inputs(f.name, registry); beside = ', '.join(o for o in needs if '.' in o)
-    if not f.kept: return 'Off: not a column of the day files' + ''.join(f'; {o}' for o in (f.why, beside and f'it needs {beside}') if o)
     if f.name not in rows: return 'Not recorded: these day files have no such column'
-    lacks = [o for o in needs if '.' in o or o in rows and rows[o].isna().all()] # with a dot: beside the bars, and in no day file
+    lacks = [o for o in market_inputs(f.name, registry) if '.' in o or o in rows and rows[o].isna().all()] # with a dot: beside the bars, and in no day file
+    if others := ', '.join(o for o in lacks if o.startswith('other.')): return f'No open data: it needs {others}'
     return f"Not recorded {when}: it needs {', '.join(lacks)}" if lacks else f'No value {when}' + (f' (it needs {f.sessions} full sessions before the first)' if f.sessions else '')
 
 # %% ../nbs/64_atlas.ipynb #de6f78ba
@@ -234,13 +254,13 @@ def entry(
     registry:Registry=REGISTRY,
 ) -> Markup:
     "A feature's place on the page."
-    ground, words = market_inputs(f.name, registry), f'{f.name} {f.group} {GROUPS.get(f.group, "")} {f.formula} {f.unit} {f.source} {f.known_at}'.lower()
+    ground, words = market_inputs(f.name, registry), f'{f.name} {f.group} {GROUPS.get(f.group, "")} {f.formula} {f.unit} {f.source} {f.known_at}{" off"*(not f.kept)}'.lower()
     reads = _listed([_link(o, registry) for o in f.inputs]) if f.inputs else 'the calendar alone'
     rests = (', rests on ', _listed([tag('code', o) for o in ground])) if ground and set(ground) != set(f.inputs) else ()
     off = (' ', tag('span', 'off', cls='chip warn')) if not f.kept else ()
-    source = tag('p', tag('b', 'Source'), ' ', f.source) if f.source else ''
+    source, why = (tag('p', tag('b', k), ' ', v) if v else '' for k, v in (('Source', f.source), ('Off', f.why)))
     return tag('article', tag('h3', tag('a', f.name, href=f'#f-{f.name}'), ' ', tag('span', f.group, cls='chip'), *off), tag('p', symbols(f.formula), cls='formula'), _pictures(f, s, registry),
-               facts(declared(f, registry)), tag('div', tag('p', tag('b', 'Reads'), ' ', reads, *rests), company(f.name, s, registry), source, cls='about'), **{'id': f'f-{f.name}', 'data-find': words})
+               facts(declared(f, registry)), tag('div', tag('p', tag('b', 'Reads'), ' ', reads, *rests), company(f.name, s, registry), source, why, cls='about'), **{'id': f'f-{f.name}', 'data-find': words})
 
 # %% ../nbs/64_atlas.ipynb #4caba42e
 CSS = '''
@@ -280,8 +300,8 @@ def _head(s, registry):
     kept = len(registry.names()); off = len(registry.names(off=True)) - kept; h = registry.hash()
     told = [('data', s.provenance or 'unknown'), ('day shown', f'{s.day:%a %d %b %Y}'), ('sessions', len(s.days)), ('from, to', Markup(f'{s.days[0]}<br>{s.days[-1]}')), ('features', f'{kept} kept' + f', {off} off'*bool(off)), ('registry', h)]
     other = tag('p', f"The day files were made with the registry {', '.join(sorted(map(str, s.made_with)))}, this page describes {h}: run spy prepare to bring them up to date.", cls='warn') if s.made_with != {h} else ''
-    return tag('header', tag('h1', 'Features'), tag('p', 'What every column of the day files is, one day of it, how it is distributed, and which others say nearly the same.', cls='lede'), facts(told), other,
-               tag('p', f'Pictures are computed from the day files named above. Times are the start of the minute, New York; an amber line marks minutes without a value. Clusters join features whose mean absolute rank correlation is {CUT:g} or more; '
+    return tag('header', tag('h1', 'Features'), tag('p', 'What every declared feature is, one day of it, how it is distributed, and which others say nearly the same.', cls='lede'), facts(told), other,
+               tag('p', f'Pictures show the day files of these sessions; a feature that is off is computed for this page from the bars in them. Times are the start of the minute, New York; an amber line marks minutes without a value. Clusters join features whose mean absolute rank correlation is {CUT:g} or more; '
                    'the number behind a name is that correlation' + (f' (of every {s.every}th minute)' if s.every > 1 else '') + '.', cls='muted'))
 
 # %% ../nbs/64_atlas.ipynb #10944934
@@ -293,7 +313,7 @@ def _by_group(registry):
 def _index(registry):
     "A line a group."
     line = lambda g, fs: tag('p', tag('b', f'{g} {GROUPS.get(g, "")}'), ' ', _listed([_link(f.name, registry) for f in fs], ' \u00b7 ') if fs else tag('span', 'none declared', cls='nm'))
-    find = tag('label', Markup('<input id="find" type="search" placeholder="Filter by name, formula, unit or source" aria-label="Filter the features">'), cls='find', hidden='')
+    find = tag('label', Markup('<input id="find" type="search" placeholder="Filter by name, formula, unit, source, or off" aria-label="Filter the features">'), cls='find', hidden='')
     return tag('nav', *(line(g, fs) for g, fs in _by_group(registry).items()), cls='lines', style='display:block') + find
 
 # %% ../nbs/64_atlas.ipynb #2e32d1ea

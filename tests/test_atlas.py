@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import need
-from spyresearch.atlas import bins, day_plot, feature_page, look, market_inputs, stretches, ticks
+from spyresearch.atlas import MARKS, _short, bins, day_plot, feature_page, look, market_inputs, stretches, ticks
 from spyresearch.core import DataError, quiet
 from spyresearch.docs import TEXTS, books, write_docs
+from spyresearch.features.batch import compute
 from spyresearch.features.flow import FLOW
+from spyresearch.features.prepare import dividends_of
 from spyresearch.features.registry import REGISTRY, Registry, feature
 from spyresearch.runs import gather
 from spyresearch.sessions import session
@@ -74,6 +76,17 @@ def test_the_numbers_are_those_of_the_files(page, store):
     assert f'5 % {low}, median {mid}, 95 % {high}; empty {100*x.isna().mean():.3g} %' in articles(page)['rsi_14']
 
 
+def test_what_is_off_is_drawn_from_the_bars_and_says_why_it_is_off(page, store):
+    off = [f for f in OWN if not f.kept]
+    x, drawn = compute(store.raw_frame(), [f.name for f in off], dividends_of(store)), articles(page)
+    for f in off:
+        a, v = drawn[f.name], x[f.name].dropna()
+        assert '>off<' in a and 'in no file' in a and (not f.why or f.why.replace('>', '&gt;') in a) and a.count('<svg') == (2 if len(v) else 0), f.name
+        if len(v): assert '5 % {}, median {}, 95 % {}; empty'.format(*(_short(q) for q in v.quantile(MARKS))) in a, f.name
+        else: assert re.search(r'No open data: it needs other\.\w+\.<', a) and f.group == 'G10', f.name
+    assert len(off) > 20 and 'href="#f-rsi_14"' in drawn['r10'].split('Cluster')[1] # the duplicate that it is said to be
+
+
 def test_members_of_a_cluster_name_each_other(page, store):
     s = look(store)
     for c, rho in s.rho.items():
@@ -83,7 +96,7 @@ def test_members_of_a_cluster_name_each_other(page, store):
 
 
 def test_the_page_stands_alone_and_says_what_it_shows(page, store):
-    assert len(page.encode()) < 5_000_000
+    assert len(page.encode()) < 1_000_000
     assert not re.search(r'<link|<iframe|<img|@import|url\(|(src|href)="(?!#)|https?:', page)
     script, = re.findall(r'<script>(.*?)</script>', page, re.S)
     assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in page
@@ -113,7 +126,7 @@ def test_what_the_files_lack_is_said_and_not_drawn(store):
     got = articles(text := feature_page(store, registry=r))
     assert 'these day files have no such column' in got['new_one'] and 'svg' not in got['new_one']
     assert '&lt;b&gt;C&lt;/b&gt; &amp; co' in got['new_one']
-    assert '>off<' in got['left_out'] and 'in no file' in got['left_out'] and 'svg' not in got['left_out']
+    assert '>off<' in got['left_out'] and 'in no file' in got['left_out'] and got['left_out'].count('<svg') == 2 # from the bars
     assert got['dow'].count('<svg') == 2 and 'run spy prepare' in text # the files are of another registry
     assert feature_page(store, registry=Registry()).count('<article') == 0
 
