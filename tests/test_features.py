@@ -84,15 +84,6 @@ def test_a_restart_in_mid_session_goes_on(spy):
     for o in rows[cut:]: np.testing.assert_equal(whole.push(o), restarted.push(o))
 
 
-def test_a_stream_does_not_grow(spy, days):
-    s, sizes = Stream(), []
-    for d in days[100:160]:
-        for o in spy.loc[str(d)].iloc[::30].reset_index().to_dict('records'): s.push(o)
-        s.close()
-        sizes.append(len(pickle.dumps(s.states)))
-    assert max(sizes[40:]) <= 1.001*min(sizes[40:])
-
-
 def test_a_missing_minute_is_empty_and_the_next_return_spans_it(spy):
     x, c = compute(between(spy, '2026-07-10', '2026-07-14')), spy['close']
     assert '2026-07-13T15:27' not in [o[:16] for o in x.index.map(pd.Timestamp.isoformat)]

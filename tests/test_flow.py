@@ -1,5 +1,4 @@
 """Flow features on five real days of SPY seconds and on a real ten-level book: both forms, no look-ahead, restarts, bad rows."""
-import pickle
 from datetime import date, datetime
 
 import numpy as np
@@ -9,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spyresearch.core import ET, DataError
-from spyresearch.features.flow import FLOW, FlowStream, Tape, depth_norm, flow_minutes, flow_parity, flow_seconds, pushes, stream_seconds
+from spyresearch.features.audit import growth_seconds
+from spyresearch.features.flow import FLOW, FlowStream, SecondRegistry, Tape, depth_norm, flow_minutes, flow_parity, flow_seconds, pushes, stream_seconds
+from spyresearch.features.registry import feature
 from spyresearch.sessions import sessions
 from spyresearch.tws.book import Book
 from spyresearch.tws.records import read_book
@@ -164,13 +165,16 @@ def test_a_restart_goes_on_as_if_nothing_had_been(spy):
     np.testing.assert_array_equal([list(b.push(o).values()) for o in rows[1500:]], [list(o.values()) for o in first[1500:]])
 
 
-def test_memory_does_not_grow(spy):
-    seconds, trades = spy[date(2013, 10, 11)]
-    s, size = FlowStream(date(2013, 10, 11)), []
-    for i, o in enumerate(records(seconds[:6000], trades)):
-        s.push(o)
-        if i in (2999, 5999): size.append(len(pickle.dumps({k: v.__dict__ if hasattr(v, '__dict__') else [o.__dict__ for o in v] for k, v in s.states.items()})))
-    assert abs(size[1]/size[0] - 1) < .05, size
+def test_no_feature_of_the_second_holds_or_does_more_as_the_session_goes_on():
+    "Every declaration, quotes, trades and ten levels of depth, over three hours."
+    df, by = minute(10800)
+    g = growth_seconds(df, by)
+    assert list(g.index) == [o.name for o in FLOW] and {'base', 'G7', 'G8'} == set(g['group'])
+    assert g['grows'].eq('').all() and (g['held'] == g['held_30']).all(), g[g['grows'] != '']
+    grown = SecondRegistry()
+    for o in list(FLOW)[:5]: grown.add(o)
+    feature('hoard', lambda g: g.bid, step=lambda b, s: (s.append(b.bid), b.bid)[1], state=lambda: [], registry=grown, known_at='second end', group='X', formula='-', inputs=('bid',))
+    assert growth_seconds(df[:7200], by, grown)['grows'].loc[lambda o: o != ''].to_dict() == dict(hoard='state within a session')
 
 
 def test_minutes_are_the_last_seconds(spy):
