@@ -117,6 +117,7 @@ def fit_line(
     spread:np.ndarray, # [N] log realised variance less the level
     y:np.ndarray, # [N] returns in units of the level
     overlap:int=1, # sessions in a label
+    shift:bool=True, # may the return be shifted, or only scaled?
 ) -> Line:
     "Scale and shift, on rows where everything is known."
     ok = np.isfinite(spread + y); x, spread, y = x[ok].astype(float), spread[ok], y[ok]
@@ -124,7 +125,7 @@ def fit_line(
     n = np.maximum(np.isfinite(x).sum(0), 1); mean = np.nansum(x, 0)/n; sd = np.sqrt(np.nansum((x - mean)**2, 0)/n)
     m = Line(mean, np.where(sd > 1e-9, sd, 1.), *[np.zeros(1)]*3); z = m.z(x)
     scale = ridge(z[:, :-1], np.clip(spread, -CLIP, CLIP), PULL*overlap); u = y/np.exp(z@scale/2)
-    lean = ridge(z[:, :-1], np.clip(u, -CLIP, CLIP), LEAN*overlap)
+    lean = ridge(z[:, :-1], np.clip(u, -CLIP, CLIP), LEAN*overlap)*shift
     return Line(m.mean, m.sd, scale, lean, np.quantile(u - z@lean, QUANTILES))
 
 # %% ../../nbs/models/42_closes.ipynb #2f70cfec
@@ -133,13 +134,15 @@ class Lines:
     block, shuffle = RUN, staticmethod(ring_of_runs)
     def __init__(self,
         left_out:bool=False, # fit again without the group, in place of shuffling it
-    ): self.left_out = left_out
-    config = property(lambda self: dict(model='lines', base=BASE, pull=PULL, lean=LEAN, edge=EDGE, clip=CLIP, left_out=self.left_out))
+        base=BASE, # names that every model reads
+        shift:bool=True, # as in `fit_line`
+    ): self.left_out, self.base, self.shift = left_out, tuple(base), shift
+    config = property(lambda self: dict(model='lines', pull=PULL, lean=LEAN, edge=EDGE, clip=CLIP) | vars(self))
 
     def added(self, a:Ask, groups, orders): # as `added_loss`
-        base, out = {a.x.shape[1] - 1, *(i for i, o in enumerate(a.names) if o in BASE)}, []
+        base, out = {a.x.shape[1] - 1, *(i for i, o in enumerate(a.names) if o in self.base)}, []
         def told(cols):
-            use = sorted(cols); m = fit_line(a.x[:, use], a.spread, a.z, NIGHTS[a.horizon])
+            use = sorted(cols); m = fit_line(a.x[:, use], a.spread, a.z, NIGHTS[a.horizon], self.shift)
             return lambda x: a.loss(m.quantiles(x.reshape(-1, x.shape[-1])[:, use]))
         for cols in groups:
             whole = told(base | {*cols})
