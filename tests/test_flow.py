@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from spyresearch.core import ET, DataError
 from spyresearch.features.audit import growth_seconds
-from spyresearch.features.flow import FLOW, FlowStream, SecondRegistry, Tape, depth_norm, flow_minutes, flow_parity, flow_seconds, pushes, stream_seconds
+from spyresearch.features.flow import FLOW, FlowStream, depth_norm, flow_minutes, flow_parity, flow_seconds, pushes
 from spyresearch.features.registry import feature
+from spyresearch.features.second import SecondRegistry, Tape, stream_seconds
 from spyresearch.sessions import sessions
 from spyresearch.tws.book import Book
 from spyresearch.tws.records import read_book

@@ -7,11 +7,10 @@ __all__ = ['EDGES', 'SOME', 'cut_rows', 'stretches', 'suspects', 'audit', 'check
            'held', 'Meter', 'growth', 'growth_seconds', 'examine', 'check_features']
 
 # %% ../../nbs/features/29_audit.ipynb #3d07822f
-import dis
 import gc
 import sys
 from datetime import timedelta
-from functools import _lru_cache_wrapper, cache, partial
+from functools import _lru_cache_wrapper, partial
 from types import CodeType, FunctionType, ModuleType
 
 import numpy as np
@@ -19,8 +18,9 @@ import pandas as pd
 
 from ..core import CheckFailed, DataError
 from .batch import compute
-from .flow import FLOW, FlowStream, whole
-from .registry import REGISTRY, TOLERANCE, Days, Registry
+from .flow import FLOW, FlowStream
+from .registry import REGISTRY, TOLERANCE, Days, Registry, global_names
+from .second import whole
 from .stream import Stream, parity
 from ..sessions import MINUTES, is_session, prev_session, session
 from ..tws.seconds import records
@@ -173,17 +173,12 @@ def audit_record(
 # %% ../../nbs/features/29_audit.ipynb #dea200bd
 _NO_STATE = ModuleType, type, CodeType, _lru_cache_wrapper, Registry
 
-@cache
-def _globals_of(code):
-    "The global names that a function's code loads."
-    return {i.argval for i in dis.get_instructions(code) if i.opname == 'LOAD_GLOBAL'}.union(*(_globals_of(o) for o in code.co_consts if isinstance(o, CodeType)))
-
 def _led(o):
     "How many values an object holds itself, and where it leads."
     if isinstance(o, (str, bytes)): return len(o)//8, []
     if isinstance(o, int): return o.bit_length()//64, []
     if isinstance(o, np.ndarray): return o.size, [o.base, *(o.ravel().tolist() if o.dtype == object else [])]
-    if isinstance(o, FunctionType): return 0, [o.__defaults__, o.__kwdefaults__, o.__closure__, o.__dict__, *(o.__globals__[k] for k in _globals_of(o.__code__) if k in o.__globals__)]
+    if isinstance(o, FunctionType): return 0, [o.__defaults__, o.__kwdefaults__, o.__closure__, o.__dict__, *(o.__globals__[k] for k in global_names(o.__code__) if k in o.__globals__)]
     more = gc.get_referents(o)
     return len(more), more
 
