@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
            'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Json',
-           'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'write_json', 'say', 'outcome', 'heed', 'run_orderly',
-           'history', 'prepare', 'check_parity', 'run', 'evaluate', 'backtest', 'tickets', 'live', 'record', 'replay',
-           'docs', 'drill', 'test', 'bench', 'main']
+           'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'write_json', 'say', 'outcome', 'heed',
+           'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate', 'backtest', 'models',
+           'promote', 'rollback', 'tickets', 'live', 'record', 'replay', 'docs', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/66_cli.ipynb #46ea9e6f
 try:
@@ -262,6 +262,14 @@ def run(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = N
     _execute('run', 'evaluation.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members, deepen=deepen)
 
 @app.command()
+def train(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
+          score_from: From = '', score_to: To = '', members: Members = 'all', promote: _opt(bool, '--promote', 'Let the new model serve, whatever serves now.') = False,
+          client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
+    "A new model, fitted on all days and judged walk-forward; it serves if told so, or if no other can."
+    _execute('train', 'model.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
+             score_from=score_from, score_to=score_to, promote=promote)
+
+@app.command()
 def evaluate(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
              score_from: From = '', score_to: To = '', members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "Forecasts against every baseline, walk-forward."
@@ -275,6 +283,47 @@ def backtest(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Dail
     "The rules against the noise area, buy and hold, always long and flat."
     _execute('backtest', 'backtest.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
              score_from=score_from, score_to=score_to, plan=plan)
+
+# %% ../nbs/66_cli.ipynb #efa2c741
+_models = typer.Typer(invoke_without_command=True)
+app.add_typer(_models, name='models')
+
+def _at(ctx):
+    "The data folder and the moment that the options of a command name."
+    from spyresearch.models.champions import moment
+    from spyresearch.store import Store
+    store = Store(_folder(_source(ctx), ctx.params['data'], 'data'))
+    return store, parse_asof(ctx.params['asof']) if ctx.params['asof'] else moment(store)
+
+@_models.callback()
+def models(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, asof: Asof = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
+    "The trained models: which serves, what each is worth, and why another may not serve."
+    from spyresearch.models.champions import listing, promotions, table
+    if after := ctx.invoked_subcommand:
+        if early := [o.opts[0] for o in ctx.command.params if ctx.get_parameter_source(o.name).name == 'COMMANDLINE']: raise UsageError(f'{early[0]} has to stand after {after}', 'before it, it belongs to the list of models', f'as spy models {after} {early[0]} ...')
+        return
+    store, at = _at(ctx)
+    if not (rows := listing(store, at)): raise UsageError(f'{store.root} holds no model', 'none has been trained there', 'run `spy train` first, with the same source or --data')
+    write_json(dict(provenance=store.provenance, models=rows, promotions=promotions(store)), json_out)
+    if json_out != '-': print(table(rows))
+
+# %% ../nbs/66_cli.ipynb #5a96d89d
+Why = _opt(str, '--why', 'The reason, for the journal.')
+
+@_models.command()
+def promote(ctx: typer.Context, id: Annotated[str, typer.Argument(help='A model that spy models lists.')], why: Why = '', tws: Tws = None, bars: Bars = None, data: Data = None, asof: Asof = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
+    "Let a model serve."
+    from spyresearch.models.champions import promote as change
+    store, at = _at(ctx); o = change(store, id, why, at=at)
+    print(f"{o['to']} serves" + (f", in the place of {o['from']}" if o['from'] else ''))
+
+@app.command()
+@_models.command()
+def rollback(ctx: typer.Context, why: Why = '', tws: Tws = None, bars: Bars = None, data: Data = None, asof: Asof = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
+    "Let the model serve again that served before the present one."
+    from spyresearch.models.champions import rollback as change
+    store, at = _at(ctx); o = change(store, why, at=at)
+    print(f"{o['to']} serves again, in the place of {o['from']}")
 
 # %% ../nbs/66_cli.ipynb #bf4f03ba
 @app.command()
