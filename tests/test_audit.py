@@ -165,7 +165,7 @@ def test_what_is_recorded_beside_the_bars_is_audited_where_it_is_made(shared):
     assert audit_record(seconds, f, '1min', cuts=8)['leaks'].sum() == 0
     report = audit_record(seconds, ahead, '1min', cuts=8)
     assert report.index[report['leaks'] > 0].tolist() == ['ofi_60']
-    c = pd.read_parquet(shared('spy_chain_0-7dte.parquet')).rename(columns=dict(type='right')).astype(dict(right=str))
+    c = pd.read_parquet(shared('spy_chain_0-7dte.parquet')).rename(columns=dict(type='right', openInterest='open_interest')).astype(dict(right=str))
     day = pd.Timestamp('2026-07-02').date()
     rows = c.set_index(pd.DatetimeIndex(c.quote_ts).tz_convert('America/New_York').rename('Datetime')).sort_index(kind='stable').loc[str(day)]
     honest = audit_record(rows, lambda o: smile_day(o, day), '1min', cuts=6)

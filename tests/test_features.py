@@ -65,7 +65,7 @@ def test_stream_equals_batch(spy, first, last):
     rng = np.random.default_rng(5)
     beside = {o: np.where(rng.random(len(bars)) < .1, np.nan, rng.random(len(bars)) + .01) for o in REGISTRY.carried} # what seconds and options say, drawn
     every = [f.name for f in REGISTRY if f.group != 'base']
-    p = parity(bars.assign(ba_open=bars['close'] - .01, ba_close=bars['close'] + .01, **beside), every, dividends={date(2025, 12, 19): 1.993})
+    p = parity(bars.assign(ba_open=bars['close'] - .01, ba_close=bars['close'] + .01, iv_close=.1 + .1*rng.random(len(bars)), **beside), every, dividends={date(2025, 12, 19): 1.993})
     assert p['only_one'].sum() == 0
     assert p['max_rel'].max() <= 1e-9, p[p['max_rel'] > 0]
     assert (p['values'] > 0).all()

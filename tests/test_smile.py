@@ -74,6 +74,24 @@ def test_delta_is_that_of_quantlib():
             assert abs(calc.deltaForward() - delta(600.3, k, .008, sign)) < 1e-12
 
 
+def test_gamma_is_that_of_quantlib_and_net_gamma_its_sum(chains):
+    "The sign and the strike from QuantLib's gamma of every contract, one by one, on real open interest."
+    import QuantLib as ql
+    chains, n = chains.rename(columns=dict(openInterest='open_interest')), Counter()
+    for _, rows in list(chains.groupby(level=0))[::6]:
+        m, by, net = moment(arrays(rows), rows.index[0].to_pydatetime(), Counter()), Counter(), 0.
+        for e, o, f, _, said in list(rungs(rows))[:5]:
+            if (sd := at_the_money(o, f)) != sd: continue
+            if e == rows.index[0].date(): today = f, sd
+            for (k, right), held in said.open_interest.items():
+                g = held*ql.BlackCalculator(ql.PlainVanillaPayoff(ql.Option.Call, float(k)), float(f), float(sd), 1.).gammaForward()
+                by[k] += g; net += g if right == 'C' else -g
+        k = max(by, key=by.get)
+        assert m.gamma == pytest.approx(math.copysign(abs(math.log(today[0]/k)), net)/today[1], rel=1e-9)
+        n[m.gamma > 0] += 1
+    assert sum(n.values()) > 15 and min(n.values()) > 1, n
+
+
 def test_quoted_volatilities_with_their_time(quoted):
     "With half an hour more, as the vendor reckons, ours are his: to 0.1 volatility points at the money in the median, and without a bias."
     q = quoted.assign(e=100*(quoted.sd/np.sqrt((quoted.left + EXTRA_MIN)/YEAR['calendar']) - quoted.iv))

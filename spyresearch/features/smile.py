@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['YEAR', 'MAX_AGE_S', 'FAULTS', 'Ladder', 'NEAR', 'FAR', 'Moment', 'NOTHING', 'NEXT', 'BAND', 'CARRIED', 'PATIENCE',
            'NO_QUOTES', 'CHANGE', 'MADE', 'minutes_left', 'arrays', 'fault_of', 'ladder', 'forward', 'implied_sd',
-           'delta', 'at_the_money', 'wing', 'imbalance', 'moment', 'Smile', 'smile_day']
+           'delta', 'at_the_money', 'wing', 'imbalance', 'net_gamma', 'moment', 'Smile', 'smile_day']
 
 # %% ../../nbs/features/24_smile.ipynb #6aacf3cf
 import math
@@ -47,13 +47,13 @@ MAX_AGE_S = 60.
 FAULTS = ('', 'no option', 'expired', 'not live', 'no bid', 'no ask', 'crossed', 'stale')
 
 def arrays(
-    rows:pd.DataFrame, # columns of the recorder: expiry, right, strike, bid, ask; age, volume, spot and data_type where there are any
+    rows:pd.DataFrame, # columns of the recorder: expiry, right, strike, bid, ask; age, volume, open_interest, spot and data_type where there are any
 ) -> dict: # of arrays
     "Rows of option quotes by column."
     def num(k, without=np.nan): return rows[k].to_numpy(float) if k in rows else np.full(len(rows), without)
     right = rows['right'].to_numpy()
     return dict(call=right == 'C', put=right == 'P', expiry=rows['expiry'].to_numpy().astype('datetime64[D]'), age=num('age', 0.), data_type=num('data_type', 1.),
-                **{k: num(k) for k in ('strike', 'bid', 'ask', 'volume', 'spot')})
+                **{k: num(k) for k in ('strike', 'bid', 'ask', 'volume', 'open_interest', 'spot')})
 
 # %% ../../nbs/features/24_smile.ipynb #64991ecb
 def fault_of(
@@ -67,7 +67,7 @@ def fault_of(
     return np.select(bad, range(1, len(FAULTS)), 0)
 
 # %% ../../nbs/features/24_smile.ipynb #b96f9690
-Ladder = namedtuple('Ladder', 'strike mid volume') # [K]; [2, K] USD, calls and puts; [2, K] contracts today
+Ladder = namedtuple('Ladder', 'strike mid volume interest') # [K]; [2, K] each, calls and puts: USD, contracts today, contracts held in the morning
 
 def ladder(
     q:dict, # as `arrays` gives it
@@ -77,8 +77,8 @@ def ladder(
     "The quotes of one expiry by strike."
     at = np.flatnonzero(ok & (q['expiry'] == expiry))
     strike, i = np.unique(q['strike'][at], return_inverse=True)
-    out = np.full((2, 2, len(strike)), np.nan)
-    out[:, q['put'][at].astype(int), i] = (q['bid'][at] + q['ask'][at])/2, q['volume'][at]
+    out = np.full((3, 2, len(strike)), np.nan)
+    out[:, q['put'][at].astype(int), i] = (q['bid'][at] + q['ask'][at])/2, q['volume'][at], q['open_interest'][at]
     return Ladder(strike, *out)
 
 # %% ../../nbs/features/24_smile.ipynb #bdb9bebb
@@ -144,8 +144,8 @@ def wing(
     return math.nan
 
 # %% ../../nbs/features/24_smile.ipynb #61a22c42
-Moment = namedtuple('Moment', 'sd iv skew slope imbalance') # deviation to the close; annual, trading clock; shares of `sd`; log; -1 calls to 1 puts
-NOTHING = Moment(*[math.nan]*5)
+Moment = namedtuple('Moment', 'sd iv skew slope imbalance gamma') # deviation to the close; annual, trading clock; shares of `sd`; log; -1 calls to 1 puts; `sd`s
+NOTHING = Moment(*[math.nan]*6)
 NEXT, BAND = 4, .005 # expiries; log distance from the forward
 
 # %% ../../nbs/features/24_smile.ipynb #e330d3c9
@@ -154,6 +154,19 @@ def imbalance(o:Ladder, f:float) -> float:
     v = o.volume[:, abs(np.log(o.strike/f)) <= BAND]
     near = np.where((v >= 0) & (v < np.inf), v, 0.).sum(1)
     return float((near[1] - near[0])/near.sum()) if near.sum() > 0 else math.nan
+
+# %% ../../nbs/features/24_smile.ipynb #422afda8
+def net_gamma(
+    chains:list, # (ladder, USD forward, deviation to the end) of each expiry
+    f:float, sd:float, # today's
+) -> float: # deviations; nan without positions
+    "Sign of call less put gamma, times the distance to the strike with most gamma."
+    def held(o, f, s): return np.where((o.interest >= 0) & (o.interest < np.inf), o.interest, 0.)*np.exp(-(np.log(f/o.strike)/s + s/2)**2/2)/(f*s)
+    known = [(o.strike, held(o, fo, s)) for o, fo, s in chains if s == s and len(o.strike)]
+    strike, i = np.unique(np.concatenate([k for k, _ in known]), return_inverse=True)
+    call, put = (np.bincount(i, np.concatenate([g[side] for _, g in known])) for side in (0, 1))
+    total = call + put
+    return float(np.sign(call.sum() - put.sum())*abs(math.log(f/strike[total.argmax()]))/sd) if total.sum() > 0 else math.nan
 
 # %% ../../nbs/features/24_smile.ipynb #d166d9d7
 def _slope(now, today, sd, later):
@@ -184,7 +197,9 @@ def moment(
     if not (left > 0 and sd > 0): return NOTHING
     o, f = chain[today], fs[today]
     skew = (wing(o, f, sd, -1) - wing(o, f, sd, 1))/sd
-    return Moment(sd, sd*math.sqrt(YEAR['trading']/left), skew, _slope(now, today, sd, [(e, s) for e, s in sds.items() if e > today]), imbalance(o, f))
+    later = [(e, s) for e, s in sds.items() if e > today]
+    held = [(ladder(q, (what == 0) | (what >= FAULTS.index('no bid')), np.datetime64(e)), fs[e], s) for e, s in sds.items()]
+    return Moment(sd, sd*math.sqrt(YEAR['trading']/left), skew, _slope(now, today, sd, later), imbalance(o, f), net_gamma(held, f, sd))
 
 # %% ../../nbs/features/24_smile.ipynb #1af4eae7
 CARRIED = tuple(f'option.{o}' for o in Moment._fields)
@@ -254,3 +269,11 @@ _g9('d_iv_15', _change, step=lambda b, late: b['option.iv'] - late(b['option.iv'
 _told('iv_slope', 'option.slope', formula="ln of today's implied sd a root trading minute over that from today's close to the farthest of the next 4 expiries", unit='log ratio')
 _told('pc_volume', 'option.imbalance', formula="(P - C)/(P + C) of today's contracts within 0.5 % of the forward, expiry of today",
       source='Pan and Poteshman 2006')
+
+# %% ../../nbs/features/24_smile.ipynb #785f7eaf
+_off = partial(_g9, kept=False, why='never measured: no open record has its inputs')
+
+_told('net_gamma', 'option.gamma', kept=False, why='never measured: no open record has its inputs', formula='sign(gamma of calls - gamma of puts, times open interest) |ln(F/K)|/sd, K the strike with most gamma; today and the next 4 expiries',
+      unit='deviations to the close', source='Dim, Eraker and Vilkov 2024; dealers long calls and short puts')
+_off('log_iv_30', lambda g: 2*np.log(g.iv_close), formula='ln of the square of the 30-day implied volatility of TWS', unit='ln annual variance', inputs=('iv_close',))
+_off('iv_term', lambda g, made=MADE: np.log(g['option.iv']/g.iv_close), formula='ln of the ATM volatility of today over the 30-day implied volatility of TWS', unit='log ratio', inputs=('option.iv', 'iv_close'))
