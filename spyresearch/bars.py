@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OHLC', 'OHLCV', 'BA', 'IV', 'RAW_COLUMNS', 'bar_faults', 'check_bars', 'in_session', 'minute_of_day', 'read_bars',
-           'bad_prints', 'Grid', 'grid', 'carry', 'filled_close']
+           'bad_prints', 'Grid', 'grid', 'carry', 'filled_close', 'aggregate']
 
 # %% ../nbs/02_bars.ipynb #7dc5d7e6
 from dataclasses import dataclass
@@ -178,3 +178,18 @@ def filled_close(
 ) -> np.ndarray: # [D, 390], NaN before the first bar and after the session
     "The last known close at the end of every minute."
     return np.where(np.arange(MINUTES) < g.n[:, None], carry(g.close), np.nan)
+
+# %% ../nbs/02_bars.ipynb #0fdc2391
+def aggregate(
+    bars:dict, # [D, 390] arrays of open, high, low, close, volume, and average and barCount where they are known; NaN where there is no bar
+    k:int, # minutes to a bar; divides 390
+) -> dict: # [D, 390/k]
+    "Exact `k`-minute bars."
+    b = {c: v.reshape(len(v), -1, k) for c,v in bars.items()}
+    seen = ~np.isnan(b['close']); some = seen.any(2)
+    def pick(c, i): return np.where(some, np.take_along_axis(b[c], i[..., None], 2)[..., 0], np.nan)
+    def total(x): return np.where(some, np.nansum(x, 2), np.nan)
+    first, last = seen.argmax(2), k - 1 - seen[:, :, ::-1].argmax(2)
+    out = dict(open=pick('open', first), high=np.fmax.reduce(b['high'], 2), low=np.fmin.reduce(b['low'], 2), close=pick('close', last), volume=total(b['volume']))
+    if 'average' in b: out |= dict(average=np.round(total(b['average']*b['volume'])/out['volume'], 4), barCount=total(b['barCount']))
+    return out

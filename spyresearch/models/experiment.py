@@ -14,13 +14,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import UsageError, git_revision, quiet, stopwatch
+from ..core import ModelError, UsageError, git_revision, quiet, stopwatch
 from ..journal import Journal
 from .baselines import BASELINES
 from .boosted import Boosted
 from .folds import EMBARGO, Fold, folds
 from .forecaster import Targets
 from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_interval, skill_pct
+from .refined import Refined
+from .scale import Scale
 from .targets import HORIZONS, ripe
 from ..sessions import MINUTES
 
@@ -38,7 +40,7 @@ class Ledger:
     def __len__(self): return len(set(self.keys()))
 
 # %% ../../nbs/models/39_experiment.ipynb #f476fd38
-CANDIDATES, TRIAL = ('har', 'boosted'), 20 # days
+CANDIDATES, TRIAL = ('har', 'boosted', 'scale', 'refined'), 20 # days
 
 def leaders(
     loss:np.ndarray, # [D, K] mean loss of each day and candidate, NaN where not scored
@@ -52,8 +54,8 @@ def leaders(
     return np.where(seen >= trial, total[np.maximum(known, 0)].argmin(1), 0)
 
 # %% ../../nbs/models/39_experiment.ipynb #778b55ab
-MEMBERS = BASELINES | {Boosted.name: Boosted}
-SETS = dict(all=tuple(MEMBERS), fast=('const', 'tod', 'ewma_diurnal', 'har'))
+MEMBERS = BASELINES | {o.name: o for o in (Boosted, Scale, Refined)}
+SETS = dict(all=tuple(MEMBERS), light=(*BASELINES, 'scale'), fast=('const', 'tod', 'ewma_diurnal', 'har'))
 SYSTEM = 'leader' # the system's own forecast
 
 def chosen(members) -> tuple: # names, in the tables' order
@@ -81,6 +83,7 @@ class Evaluation:
     trials: int = 0         # configurations in the ledger
     extra: dict = field(default_factory=dict) # horizon -> further results, for the JSON
     system: str = SYSTEM
+    left_out: dict = field(default_factory=dict) # member of the set -> why it could not take part
     _memo: dict = field(default_factory=dict, repr=False)
     def __repr__(self): return f"Evaluation({self.origins.day_ix.nunique()} scored days, {len(self.origins)} origins, {', '.join(self.members)}; {self.provenance or 'no provenance'})"
 
@@ -155,7 +158,11 @@ def evaluate(
         ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger))
         for k, name in enumerate(names):
             def shown(i, n, k=k, name=name): progress(k*n + i, len(names)*n, name)
-            ev.q[name], ev.sigma[name] = walk(MEMBERS[name], w, targets, blocks, seed, shown)
+            try: ev.q[name], ev.sigma[name] = walk(MEMBERS[name], w, targets, blocks, seed, shown)
+            except ModelError as e:
+                if members not in SETS or name in BASELINES: raise
+                ev.left_out[name] = f'{e.what}; {e.why}'
+        ev.members = tuple(o for o in names if o not in ev.left_out)
         lead(ev)
     ev.seconds = watch.seconds
     return ev
@@ -268,7 +275,7 @@ def _entry(self:Evaluation, h):
 def to_json(self:Evaluation) -> dict:
     "The evaluation as the contract has it."
     scored = sorted(set(self.origins.day[self.origins.counted]))
-    models = dict(system=self.system, members=list(self.members), candidates=[o for o in CANDIDATES if o in self.members])
+    models = dict(system=self.system, members=list(self.members), candidates=[o for o in CANDIDATES if o in self.members], left_out=self.left_out)
     return plain(dict(span=[o.isoformat() for o in (scored[0], scored[-1])] if scored else [], provenance=self.provenance, n_days=len(scored), n_sessions=len(self.days),
         git=git_revision(), seed=self.seed, seconds=self.seconds, n_trials=self.trials, models=models, horizons={h: self._entry(h) for h in HORIZONS}))
 

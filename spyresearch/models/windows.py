@@ -16,6 +16,7 @@ from ..bars import RAW_COLUMNS, grid
 from ..core import DataError, UsageError
 from ..features.batch import compute
 from ..features.registry import registry_hash
+from .past import five_minutes
 from .targets import AHEAD, HORIZONS, ends, last_minute, origins as all_origins
 from ..sessions import MINUTES
 
@@ -34,17 +35,18 @@ class Panel:
     n: np.ndarray           # int [D] minutes of the session
     dividend: np.ndarray    # USD [D], on the ex-date; 0 where none is known
     provenance: str = ''
+    older: object = None    # `Slots` of sessions known in five minutes only
     def __len__(self): return len(self.days)
     def __repr__(self): return f'Panel({len(self)} days{f", {self.days[0]} to {self.days[-1]}" if self.days else ""}, {len(self.names)} features, {self.provenance or "no provenance"})'
 
 # %% ../../nbs/models/31_windows.ipynb #951d93cc
-def _panel(bars, features, dividends, provenance):
+def _panel(bars, features, dividends, provenance, older=None):
     "A panel from bars and features with the same index."
     g = grid(bars)
     x = np.full((len(g), MINUTES, features.shape[1]), np.nan, np.float32)
     x[g.seen] = features.to_numpy(np.float32)
     paid = np.array([(dividends or {}).get(d, 0.) for d in g.days])
-    return Panel(g.days, list(features.columns), x, g.open, g.high, g.low, g.close, g.volume, g.n, paid, provenance)
+    return Panel(g.days, list(features.columns), x, g.open, g.high, g.low, g.close, g.volume, g.n, paid, provenance, five_minutes(older, dividends) if older is not None and len(older) else None)
 
 @patch(cls_method=True)
 def from_bars(cls:Panel,
@@ -52,9 +54,10 @@ def from_bars(cls:Panel,
     dividends:dict=None, # ex-date -> USD a share
     provenance:str='',
     features=None, # names; every kept one by default
+    older=None, # canonical five-minute bars; sessions before the first one of `bars` are what models learn more from
 ) -> Panel:
     "A panel straight from bars, its features computed now."
-    return _panel(bars, compute(bars, features, dividends), dividends, provenance)
+    return _panel(bars, compute(bars, features, dividends), dividends, provenance, older)
 
 # %% ../../nbs/models/31_windows.ipynb #1de765ed
 @patch(cls_method=True)
@@ -69,7 +72,7 @@ def from_store(cls:Panel,
     df = df[df['close'].notna()]
     daily = store.daily_bars(upto)['dividend'].fillna(0.)
     paid = {t.date(): v for t, v in daily[daily > 0].items()}
-    return _panel(df, df.drop(columns=[o for o in RAW_COLUMNS if o in df]), paid, store.provenance or '')
+    return _panel(df, df.drop(columns=[o for o in RAW_COLUMNS if o in df]), paid, store.provenance or '', store.five_frame(upto=upto) if store.five_days() else None)
 
 # %% ../../nbs/models/31_windows.ipynb #c397a9f5
 @patch

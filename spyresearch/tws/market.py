@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'LAST', 'GAP', 'TRIGGER', 'BAD_PRINT', 'MISSING', 'YOUNG', 'ar1', 'u_shape', 'shocks', 'Noise', 'noise',
-           'drifts', 'truth', 'ex_dates', 'paths', 'minute_bars', 'activity', 'bid_ask', 'implied', 'aggregate',
-           'as_frame', 'blemish', 'tape_name', 'demo_tape']
+           'drifts', 'truth', 'ex_dates', 'paths', 'minute_bars', 'activity', 'bid_ask', 'implied', 'as_frame',
+           'blemish', 'tape_name', 'demo_tape']
 
 # %% ../../nbs/tws/13_market.ipynb #c368ff9b
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 from datetime import date
 from dataclasses import dataclass
 
+from ..bars import aggregate
 from ..core import ET, UsageError
 from ..sessions import MINUTES, session, sessions
 from .tape import DAY, Tape, with_adjusted
@@ -158,21 +159,6 @@ def implied(z:Noise, rng) -> dict: # [D, 390] each, annual
     c = np.round(level[:, None]*np.exp(ar1(MINUTES, .99, .02, rng, len(z.sigma))), 4)
     o = np.column_stack([c[:, :1], c[:, :-1]]); wick = np.round(.0003*rng.random(c.shape), 4)
     return dict(open=o, high=np.maximum(o, c) + wick, low=np.minimum(o, c) - wick, close=c)
-
-# %% ../../nbs/tws/13_market.ipynb #82e20bb9
-def aggregate(
-    bars:dict, # [D, 390] arrays, NaN where there is no bar
-    k:int, # minutes to a bar; divides 390
-) -> dict: # [D, 390/k]
-    "Exact `k`-minute bars."
-    b = {c: v.reshape(len(v), -1, k) for c,v in bars.items()}
-    seen = ~np.isnan(b['close']); some = seen.any(2)
-    def pick(c, i): return np.where(some, np.take_along_axis(b[c], i[..., None], 2)[..., 0], np.nan)
-    def total(x): return np.where(some, np.nansum(x, 2), np.nan)
-    volume = total(b['volume'])
-    first, last = seen.argmax(2), k - 1 - seen[:, :, ::-1].argmax(2)
-    return dict(open=pick('open', first), high=np.fmax.reduce(b['high'], 2), low=np.fmin.reduce(b['low'], 2), close=pick('close', last), volume=volume,
-                average=np.round(total(b['average']*b['volume'])/volume, 4), barCount=total(b['barCount']))
 
 # %% ../../nbs/tws/13_market.ipynb #7c9b6c13
 def as_frame(
