@@ -18,8 +18,9 @@ import pandas as pd
 
 from ..core import CheckFailed, DataError
 from .batch import compute
+from .fingerprint import global_names
 from .flow import FLOW, FlowStream
-from .registry import REGISTRY, TOLERANCE, Days, Registry, global_names
+from .registry import REGISTRY, TOLERANCE, Days, Registry
 from .second import whole
 from .stream import Stream, parity
 from ..sessions import MINUTES, is_session, prev_session, session

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['CALENDAR', 'COLUMNS', 'MARKET', 'REGISTRY', 'BESIDE', 'NIGHT', 'TOLERANCE', 'Feature', 'Registry', 'feature', 'Days',
-           'split_of', 'check_night', 'source_code', 'Minute', 'total', 'Total', 'ago', 'Ago', 'rolling', 'told',
-           'global_names', 'fingerprint', 'registry_hash', 'sums', 'agreement', 'feature_table']
+           'split_of', 'check_night', 'Minute', 'total', 'Total', 'ago', 'Ago', 'rolling', 'told', 'registry_hash',
+           'sums', 'agreement', 'feature_table']
 
 # %% ../../nbs/features/19_registry.ipynb #27378ed0
-import dis
 import hashlib
-import zlib
 from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, partial
-from types import CodeType, FunctionType, SimpleNamespace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +21,7 @@ from fastcore.basics import patch
 
 from ..bars import RAW_COLUMNS, Grid, grid
 from ..core import DataError, UsageError
+from .fingerprint import meaning, source_code
 from ..sessions import MINUTES, prev_session
 
 # %% ../../nbs/features/19_registry.ipynb #117c2e55
@@ -178,11 +177,6 @@ def _check_nights(self:Days):
     ratio = np.maximum(first[1:]/last[:-1], last[:-1]/first[1:])
     for i in np.flatnonzero(self.linked[1:, 0] & (ratio > NIGHT[0])): check_night(first[i+1], last[i], self.day[i+1])
 
-# %% ../../nbs/features/19_registry.ipynb #0e06b8bf
-def source_code(name) -> float: # NaN without a name
-    "A number that stands for the name of a source."
-    return float(zlib.crc32(str(name).encode())) if isinstance(name, str) and name else np.nan
-
 # %% ../../nbs/features/19_registry.ipynb #b646b949
 @patch
 def _spread(self:Days, bars, column):
@@ -310,42 +304,11 @@ def told(
     "Declare a feature that is what bars carry."
     return feature(name, partial(_told, of=of, made=made), inputs=(of,), **kw)
 
-# %% ../../nbs/features/19_registry.ipynb #c98ee8b0
-def _code(o, seen=()):
-    "What decides the result of `o`, as text."
-    o = getattr(o, '__wrapped__', o)
-    if isinstance(o, partial): return _code((o.func, o.args, sorted(o.keywords.items())), seen)
-    if isinstance(o, (tuple, list)): return repr([_code(v, seen) for v in o])
-    if isinstance(o, CodeType): return repr((o.co_code, o.co_names, [_code(c, seen) for c in o.co_consts]))
-    if isinstance(o, type): return repr([_code(v, seen) for v in vars(o).values() if isinstance(v, FunctionType)])
-    if isinstance(o, (set, frozenset)): return repr(sorted(map(repr, o)))
-    if isinstance(o, np.ndarray): return hashlib.sha256(o.tobytes()).hexdigest()
-    if not isinstance(o, FunctionType): return repr(o) if isinstance(o, (int, float, str, bytes, dict, type(None))) else type(o).__name__
-    if o in seen: return o.__name__
-    cells = [c.cell_contents for c in o.__closure__ or ()]
-    return repr([_code(v, (*seen, o)) for v in (o.__code__, *(o.__defaults__ or ()), *(o.__kwdefaults__ or {}).values(), *cells, *_called(o))])
-
-# %% ../../nbs/features/19_registry.ipynb #dc7ee6d9
-@cache
-def global_names(code:CodeType) -> set:
-    "The global names that a function's code loads, and the functions within it."
-    return {o.argval for o in dis.get_instructions(code) if o.opname == 'LOAD_GLOBAL'}.union(*(global_names(o) for o in code.co_consts if isinstance(o, CodeType)))
-
-def _called(f):
-    "The project's functions and constants that `f` names."
-    home = (f.__module__, 'spyresearch')
-    for o in (f.__globals__[n] for n in sorted(global_names(f.__code__)) if n in f.__globals__):
-        if isinstance(o, (int, float, str, tuple, np.ndarray)) or (getattr(o, '__module__', None) or '-').startswith(home): yield o
-
 # %% ../../nbs/features/19_registry.ipynb #94551af0
-def fingerprint(f) -> str: # 16 hexadecimal digits
-    "A word that changes whenever what a function computes does."
-    return hashlib.sha256(_code(f).encode()).hexdigest()[:16]
-
 @patch
 def hash(self:Registry) -> str:
     "16 hexadecimal digits that change whenever a declaration changes."
-    words = [f'{k}={_code(v)}' for f in self for k, v in vars(f).items()]
+    words = [f'{k}={meaning(v)}' for f in self for k, v in vars(f).items()]
     return hashlib.sha256('\n'.join(words).encode()).hexdigest()[:16]
 
 def registry_hash() -> str:
@@ -358,7 +321,7 @@ def sums(
     registry:Registry=REGISTRY,
 ) -> bool:
     "Does this feature rest on a running sum?"
-    return any('cumsum' in _code(f.batch) for f in registry.plan([name]))
+    return any('cumsum' in meaning(f.batch) for f in registry.plan([name]))
 
 # %% ../../nbs/features/19_registry.ipynb #5971be00
 TOLERANCE = 1e-9 # relative, for running sums

@@ -19,7 +19,8 @@ from fastcore.basics import patch
 
 from ..core import ET
 from . import flow  # noqa: F401 - its columns come first, and what history expects before them
-from .registry import Ago, ago, feature, fingerprint, told
+from .fingerprint import fingerprint
+from .registry import Ago, ago, feature, told
 from ..sessions import MINUTES, is_session, minutes, session, sessions
 
 # %% ../../nbs/features/24_smile.ipynb #398e1db0

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 
 from ..core import ET, CheckFailed, DataError, UsageError
 from .batch import compute
-from .registry import COLUMNS, REGISTRY, TOLERANCE, Minute, Registry, agreement, check_night, sums, source_code
+from .fingerprint import source_code
+from .registry import COLUMNS, REGISTRY, TOLERANCE, Minute, Registry, agreement, check_night, sums
 from ..sessions import MINUTES, prev_session, session
 
 # %% ../../nbs/features/28_stream.ipynb #3e65a6e1
