@@ -11,6 +11,7 @@ from spyresearch.core import DataError, ModelError, UsageError
 from spyresearch.features.batch import compute
 from spyresearch.features.registry import REGISTRY, registry_hash
 from spyresearch.bars import RAW_COLUMNS
+from spyresearch.models import experiment
 from spyresearch.models.baselines import BASELINES, Har
 from spyresearch.models.boosted import FLOWS, Boosted, BoostedFlow, BoostedImplied
 from spyresearch.models.forecaster import KINDS, SOURCES, Scaled, Seen, Targets, blocks, load
@@ -218,3 +219,9 @@ def test_too_little_history(plain, cls):
 def test_not_fitted_and_no_rows(plain, boosted):
     with pytest.raises(ModelError, match='not been fitted'): BoostedFlow().quantiles(plain.windows([100], [100]))
     assert issubclass(BoostedFlow, Scaled) and BoostedFlow.config()['reads'] == list(FLOWS)
+
+def test_in_an_experiment_it_is_its_twin_where_nothing_was_recorded(plain, monkeypatch):
+    monkeypatch.setitem(experiment.MEMBERS, 'boosted_flow', BoostedFlow)
+    ev = experiment.evaluate(plain, 'har,boosted,boosted_flow', score_from=plain.days[100])
+    np.testing.assert_array_equal(ev.q['boosted_flow'], ev.q['boosted']); np.testing.assert_array_equal(ev.sigma['boosted_flow'], ev.sigma['boosted'])
+    assert ev.rows('5').any() and ev.trials == 3

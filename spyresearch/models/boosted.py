@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOGS', 'RETURNS', 'OTHERS', 'PARAMS', 'ROUNDS', 'LEAF', 'CLIP', 'FLOWS', 'NEED', 'BELIEF', 'SMALL', 'in_units',
-           'grow', 'predict', 'news', 'Boosted', 'worth', 'across', 'BoostedFlow', 'BoostedImplied']
+           'grow', 'booster', 'predict', 'news', 'Boosted', 'worth', 'across', 'BoostedFlow', 'BoostedImplied']
 
 # %% ../../nbs/models/36_boosted.ipynb #7e63b56b
+from functools import lru_cache
+
 import numpy as np
 from fastcore.basics import patch
 
@@ -47,17 +49,23 @@ def grow(
     data = xgb.DMatrix(x, np.clip(y, -CLIP, CLIP))
     return bytes(xgb.train(PARAMS | dict(min_child_weight=leaf, seed=seed, nthread=threads) | others, data, rounds).save_raw('ubj'))
 
+# %% ../../nbs/models/36_boosted.ipynb #3fe8907e
+@lru_cache(maxsize=64)
+def booster(trees:bytes, threads:int):
+    "Trees as xgboost holds them."
+    import xgboost as xgb
+    out = xgb.Booster({'nthread': threads}); out.load_model(bytearray(trees))
+    return out
+
 def predict(
     trees:bytes, # from `grow`
     x:np.ndarray, # float32 [N, F]
     threads:int=1,
 ) -> np.ndarray: # float64 [N]
     "What the trees add."
-    import xgboost as xgb
-    booster = xgb.Booster({'nthread': threads}); booster.load_model(bytearray(trees))
-    return booster.inplace_predict(x, missing=np.nan).astype(float)
+    return booster(trees, threads).inplace_predict(x, missing=np.nan).astype(float)
 
-# %% ../../nbs/models/36_boosted.ipynb #a0072c24
+# %% ../../nbs/models/36_boosted.ipynb #e80a699e
 def news(
     x:np.ndarray, # [N, F]
     gaps:np.ndarray, # bool [F]: was the column unknown at times in training?
@@ -65,6 +73,7 @@ def news(
     "Rows where a column is unknown that never was."
     return (~np.isfinite(x) & ~gaps).any(1)
 
+# %% ../../nbs/models/36_boosted.ipynb #a0072c24
 class Boosted(Har):
     "Log-HAR plus boosted trees on its residual; empirical quantiles."
     name, threads = 'boosted', 1
@@ -106,6 +115,7 @@ def worth(
     slope = g@(y - y.mean())/(g@g); errors = np.bincount(day, g*(y - y.mean() - slope*g))
     return float(np.clip(slope - np.sqrt(errors@errors)/(g@g), 0, 1))
 
+# %% ../../nbs/models/36_boosted.ipynb #c57a275f
 def across(
     x:np.ndarray, # float32 [N, F]
     y:np.ndarray, # [N] residuals

@@ -55,6 +55,7 @@ def why_silent(
     if len(y) >= FEW and np.ptp(y) < SAME or len(v) >= FEW and np.ptp(v) < SAME: return f'all {len(y)} labels are equal'
     return f'{len(v)} labels, {FEW} are needed' if len(v) < FEW else ''
 
+# %% ../../nbs/models/34_forecaster.ipynb #5e0f965a
 def learnable(
     targets:Targets,
 ) -> tuple: # the labels that can be learned from, and why the other horizons cannot
@@ -109,6 +110,7 @@ class Seen:
         for o, ever in zip(names, np.isfinite(x).any(0)): self.known[o] = self.known.get(o, False) or bool(ever)
         return x
 
+# %% ../../nbs/models/34_forecaster.ipynb #58f40c2e
 @patch(as_prop=True)
 def names(self:Seen): return [o for o in self._panel.names if self.shows(o)]
 
@@ -147,6 +149,7 @@ def by_cell(
             if len(known := col[np.isfinite(col)]) >= FEW: out[c, j] = stat(known)
     return out
 
+# %% ../../nbs/models/34_forecaster.ipynb #c2c642d7
 @patch
 def shape(self:Scaled, z, cell): # [cells, 9, 21]
     "Empirical quantiles of returns in units of sigma."
@@ -161,7 +164,7 @@ def calibrate(self:Scaled, targets, raw, cell):
     self.params['bias'] = by_cell(targets.logrv - raw, cell, self.cells, lambda x: [x.mean()])[..., 0]
     self.params['shape'] = self.shape(targets.y/self._sigma(raw, cell), cell)
 
-# %% ../../nbs/models/34_forecaster.ipynb #78427e88
+# %% ../../nbs/models/34_forecaster.ipynb #e86ed350
 @patch
 def seen(self:Scaled, windows): return replace(windows, panel=Seen(windows.panel, self)) # as this model may see them
 
@@ -174,6 +177,7 @@ def _learn(self:Scaled, windows, targets, seed):
     if empty := [o for o, ever in w.panel.known.items() if not ever]:
         raise ModelError(f"{self.name} cannot learn: {', '.join(empty)} is empty in all {len(windows)} rows", 'the history is too short for it, or its data are missing', 'deepen the history, or run spy prepare')
 
+# %% ../../nbs/models/34_forecaster.ipynb #78427e88
 @patch
 def fit(self:Scaled,
     windows:Windows, targets:Targets, # rows to learn from; labels that may not be used are NaN
@@ -206,6 +210,7 @@ def gaps(self:Scaled, windows:Windows) -> dict: # key of SOURCES -> bool [N, col
         return no_bar | ~np.isfinite(p.at(names, windows.day, windows.minute))
     return {s: gap(names) for s, names in blocks(self.reads).items()}
 
+# %% ../../nbs/models/34_forecaster.ipynb #f5634f82
 @patch
 def why_twin(self:Scaled, windows:Windows) -> np.ndarray: # str [N], empty where the model itself answers
     "What is missing."
@@ -230,6 +235,7 @@ def _answer(self:Scaled, windows, ask):
     if own.any(): out[own] = ask(self, self.seen(windows[own]))
     return out
 
+# %% ../../nbs/models/34_forecaster.ipynb #79a28695
 @patch
 def sigma(self:Scaled, windows:Windows) -> np.ndarray: # [N, 9]
     "Square root of the realised variance to come, as a median."
@@ -248,6 +254,7 @@ def _unknown(self:Scaled, windows): # str [N]
     def words(o): return f"not known: {', '.join(o[:3])}{f' and {len(o) - 3} more' if len(o) > 3 else ''}" if o else 'no labels like it were seen'
     return [words([n for n, k in zip(names, row) if k]) for row in unknown]
 
+# %% ../../nbs/models/34_forecaster.ipynb #93830361
 @patch
 def answered(self:Scaled,
     windows:Windows,
@@ -268,6 +275,7 @@ def fingerprints(names) -> dict: # name -> 16 hexadecimal digits
         return part.hash()
     return {o: one(o) for o in names if o in REGISTRY}
 
+# %% ../../nbs/models/34_forecaster.ipynb #1f563036
 @patch(as_prop=True)
 def columns(self:Scaled): # sorted
     "Every column that the model or its twin reads."
@@ -292,6 +300,7 @@ def why_foreign(about:dict) -> str: # empty where it fits
     if other := [o for o in saved if saved[o] != now.get(o)]: return f"{', '.join(other)}: computed otherwise when it was trained"
     return ''
 
+# %% ../../nbs/models/34_forecaster.ipynb #38625d3e
 def load(
     folder, # where a model was saved
 ) -> Scaled:
