@@ -91,16 +91,16 @@ def reach(
     return out
 
 # %% ../../nbs/features/22_location.ipynb #3263d09a
-def _distance(name, pick, of, words):
+def _distance(name, pick, of, words, **kw):
     "Declare the distance to an extreme of the last 20 sessions."
     far = lambda g: reach(pick, g[of], g.past_move)
     feature(f'far_{name}', far, kept=False, group='base', formula=f'ln of the {words} over the prior close', scope='continuous', sessions=DAYS, known_at='session open',
             inputs=(of, 'past_move'), state=dict(px=np.nan), step=lambda b, s: setattr(s, 'px', far(b) if b.minute == 0 else s.px) or s.px)
     feature(name, lambda g: (g.r_day - g[f'far_{name}'])/np.sqrt(sum(g.rv_past)/MONTH), group='G3', formula=f'ln of C_m over the {words}, over the daily volatility of 22 sessions',
-            window=DAYS*MINUTES, scope='continuous', sessions=MONTH, inputs=('r_day', f'far_{name}', 'rv_past'))
+            window=DAYS*MINUTES, scope='continuous', sessions=MONTH, inputs=('r_day', f'far_{name}', 'rv_past'), **kw)
 
 _distance('high_20', np.maximum, 'past_top', f'highest minute close of {DAYS} sessions')
-_distance('low_20', np.minimum, 'past_foot', f'lowest minute close of {DAYS} sessions')
+_distance('low_20', np.minimum, 'past_foot', f'lowest minute close of {DAYS} sessions', kept=False, why=f'duplicate of r_d20 {MEASURED} and at the closes, of high_20 on daily bars from 2008-03-20')
 
 # %% ../../nbs/features/22_location.ipynb #fbd2bc83
 FIRST = 30 # minutes
