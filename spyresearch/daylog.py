@@ -85,6 +85,15 @@ def _doubt(self:DayLog, day, data, ix):
     if 'sha256' in e and hashlib.sha256(data).hexdigest() != e['sha256']: return 'changed since it was sealed: its hash is not the one in the manifest'
     return ''
 
+# %% ../nbs/06_daylog.ipynb #f7e74f53
+@patch
+def _read(self:DayLog):
+    "The manifest; one that is none is a `DataError` that says what hangs on it."
+    try: return DayFolder._read(self)
+    except FolderError: raise
+    except DataError as e:
+        raise DataError(e.what, e.why, 'restore it from a copy. Without one, move it away: what it stood for counts no more, so recorded seconds, trades and options are set aside and nothing can fetch them again; one-second features are made anew') from None
+
 # %% ../nbs/06_daylog.ipynb #e1376a00
 @patch
 def is_open(self:DayLog, day:date) -> bool: "May rows still be added?"; return not self.m['days'].get(str(day), {}).get('sealed')
@@ -172,9 +181,10 @@ def resume(self:DayLog,
 @patch
 def _lines(self:DayLog, day, rows):
     "(bytes, last time) of rows that may follow."
-    head, off, last, out = f'{day}T', _clock(day)[1], self._last, []
+    head, off, last, out, cells = f'{day}T', _clock(day)[1], self._last, [], None
     for row in rows:
-        t, line = row[0], ','.join([o if type(o) is str else _cell(o) for o in row])
+        if row[1:] != cells: cells = row[1:]; text = ','.join([o if type(o) is str else _cell(o) for o in cells]) # rows of nothing are all the same
+        t = row[0]; line = f'{t},{text}'
         if type(t) is not str or len(t) != 25 or t[:11] != head or t[19:] != off:
             raise DataError(f'{t!r} is not a time of {day}', f'expected text such as {second_stamp(day, 0)}')
         if t < last or (self.unique and t == last): raise DataError(f'a row of {t} comes too late', f'{self.file(day).name} already holds {last}', 'nothing was written')
@@ -201,7 +211,7 @@ def append(self:DayLog,
 @patch
 def _turn_to(self:DayLog, day):
     "Go to a day's file."
-    if not self.is_open(day): raise DataError(f'{self.file(day)} is sealed', 'a day is sealed at its close and holds no later row', 'move the file away if it should be recorded again')
+    if not self.is_open(day): raise DataError(f'{self.file(day)} is sealed', 'a day is sealed at its close and holds no later row', 'if it should be recorded again, move the file away and start again')
     self.resume(day)
 
 @patch
@@ -254,6 +264,14 @@ def seal(self:DayLog, day:date) -> Resumed:
         self.m['days'][str(day)] |= dict(rows=r.rows, sealed=True, sha256=hashlib.sha256(self._bytes(day)).hexdigest()); self.save()
     self.close()
     return r
+
+# %% ../nbs/06_daylog.ipynb #4afc9b09
+@patch
+def renew(self:DayLog, day:date) -> bool: # was there such an entry?
+    "Forget a sealed day whose file is gone; it may be recorded again."
+    if self.is_open(day) or self.file(day).exists(): return False
+    self.close(); del self.m['days'][str(day)]; self.save()
+    return True
 
 # %% ../nbs/06_daylog.ipynb #89b001f2
 @patch

@@ -167,6 +167,37 @@ def test_a_sealed_day_is_closed_and_known_by_its_hash(tmp_path):
     with pytest.raises(DataError, match='cut off'): new.resume(DAY)
     assert new.days(sealed=True) == []
 
+def test_a_seal_goes_only_with_its_file(tmp_path):
+    o = log(tmp_path); o.append(DAY, [row(0), row(1)])
+    assert not o.renew(DAY) and not o.renew(HALF)
+    o.seal(DAY); was = o.file(DAY).read_bytes()
+    assert not o.renew(DAY) and not o.is_open(DAY)
+    o.file(DAY).rename(tmp_path/'aside.csv')
+    with pytest.raises(DataError, match='sealed') as e: log(tmp_path).append(DAY, [row(2)])
+    assert 'move the file away and start again' in e.value.todo
+    assert o.renew(DAY) and log(tmp_path).is_open(DAY) and not o.renew(DAY)
+    o.append(DAY, [row(2)]); assert times(log(tmp_path).read(DAY)) == [2] and was != o.file(DAY).read_bytes()
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"schema": 99, "days": {}}'])
+def test_what_is_said_of_a_broken_manifest_is_true_of_rows_that_cannot_be_fetched(tmp_path, text):
+    o = log(tmp_path); o.append(DAY, [row(0)]); o.close(); o.manifest.write_text(text)
+    with pytest.raises(DataError, match='not a manifest') as e: log(tmp_path)
+    assert e.value.todo.startswith('restore it from a copy') and 'set aside and nothing can fetch them again' in e.value.todo and not isinstance(e.value, FolderError)
+    o.manifest.rename(tmp_path/'moved')   # as it says: the row counts no more, and is still there
+    new = log(tmp_path)
+    assert new.days() == [] and new.reason(DAY) == 'no manifest says where it came from' and len(o.file(DAY).read_bytes().splitlines()) == 2
+
+cells = st.lists(st.tuples(st.sampled_from([0, 1, 1.0, 0.0, -0.0, True, None, float('nan'), 600.01, 1e-5]), st.sampled_from([1, 1.0, None]), st.sampled_from(['', 'data'])), min_size=1, max_size=8)
+
+@given(cells, st.sampled_from([list, tuple]))
+@settings(max_examples=80, deadline=None)
+def test_rows_that_say_the_same_are_written_the_same_at_once_or_singly(tmp_path_factory, rows, kind):
+    one, many = (log(tmp_path_factory.mktemp('log')) for _ in range(2))
+    rows = [kind([second_stamp(DAY, i), *r]) for i, r in enumerate(rows)]
+    many.append(DAY, rows)
+    for r in rows: one.append(DAY, [r])
+    assert one.file(DAY).read_bytes() == many.file(DAY).read_bytes()
+
 def test_a_file_without_a_manifest_has_no_origin(tmp_path):
     o = log(tmp_path); o.append(DAY, [row(0)]); o.close(); o.manifest.unlink()
     with pytest.raises(DataError, match='no manifest'): log(tmp_path).append(DAY, [row(1)])

@@ -9,10 +9,12 @@ from feeding import feeding, half, story
 from live import run
 from spyresearch.core import CheckFailed, UsageError, parse_asof
 from spyresearch.features.batch import REGISTRY
-from spyresearch.features.flow import FLOW, NORM_DAYS, flow_seconds
+from spyresearch.features.flow import FLOW, NORM_DAYS, FlowStream, carried, flow_seconds
 from spyresearch.features.recorded import catch_up, current, flow_log, raw_seconds, usual_depth, write_flow
 from spyresearch.live.flowday import FlowDay
 from spyresearch.sessions import sessions
+from spyresearch.store import Store
+from spyresearch.tws.seconds import records
 
 A = '09:29:50'
 
@@ -45,6 +47,28 @@ def test_live_is_batch_through_faults_and_restarts(tmp_path):
     assert df['ofi_60'].iloc[70:120].notna().any() and df[['ofi_10', 'qimb_5', 'depth_imb_5']].iloc[250:380].isna().all().all() and df['ofi_10'].iloc[-20:].notna().all()
     last = {k: v for k, v in two.flow.values.items() if v == v}
     assert len(last) > 10 and np.allclose(df.iloc[-1][list(last)].astype(float), list(last.values()))
+
+
+def test_a_long_absence_is_passed_over_and_changes_no_value(tmp_path):
+    "Half an hour before the start, twenty minutes in the middle, and a restart within them: recorded, or found out when the next second comes."
+    grown(tmp_path/'one', '10:00:00', '10:05:00')
+    one = grown(tmp_path/'one', '10:25:00', '10:28:00')
+    same_as_batch(one)
+    seconds, trades = raw_seconds(one.feed.store, one.day)
+    rows, full = records(seconds, trades), FlowStream(one.day)
+    want = [full.push(r) for r in rows]
+    assert [k for k, v in want[-1].items() if v != v] == [k for k, v in one.flow.values.items() if v != v] and all(v == want[-1][k] for k, v in one.flow.values.items() if v == v)
+    pushed, push = [], FlowStream.push
+    class Counted(FlowDay):
+        def _step(self, r): self.stream.push = lambda r: (pushed.append(r.second), push(self.stream, r))[1]; return FlowDay._step(self, r)
+    heard = [r for r in rows if r['status'] != 'absent']
+    store = Store(tmp_path/'two', one.feed.store.provenance)
+    two = Counted(store, one.day)
+    for r in heard: two.push(r)
+    two.close()
+    assert two.log.file(one.day).read_bytes() == one.flow.log.file(one.day).read_bytes() and two.values.keys() == want[-1].keys()
+    assert {k: repr(v) for k, v in two.ends.items()} == {i//60: repr({carried(k): v for k, v in o.items()}) for i, o in enumerate(want) if i % 60 == 59}
+    assert len(rows) == 58*60 and len(heard) < 500 and len(pushed) <= len(heard) + 2*two.longest
 
 
 def test_a_file_that_cannot_be_gone_on_from_is_made_anew(tmp_path):

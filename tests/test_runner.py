@@ -18,7 +18,9 @@ from live import DAY, at, run
 from spyresearch.core import FeedError, FolderError, UsageError
 from spyresearch.daylog import DayLog
 from spyresearch.features.prepare import prepare
+from spyresearch.features.recorded import write_flow
 from spyresearch.features.registry import REGISTRY
+from spyresearch.live import runner
 from spyresearch.live.runner import Runner, clock_of
 from spyresearch.live.today import Today
 from spyresearch.store import Store
@@ -225,6 +227,79 @@ def test_a_sealed_session_is_done(tmp_path, closed, begin, how):
     r = run(lived(tmp_path, begin, on=str(half), **how))
     assert [o[20:] for o in r.said] == ['2025-11-28 is recorded and sealed already: nothing to do; another --data records it again'] and r.feed is None
     assert {o: o.read_bytes() for o in tmp_path.rglob('*.*') if o.is_file()} == files and sealings(tmp_path) == 1
+
+
+@pytest.mark.parametrize('made', ['daily_data/seconds', 'daily_data'])
+def test_what_is_made_of_a_sealed_session_and_missing_is_made_again(tmp_path, closed, made):
+    closed(tmp_path)
+    file = tmp_path/made/f'{half}.csv'
+    was = file.read_bytes()
+    file.unlink()
+    r = run(lived(tmp_path, '12:58:00', on=str(half), once=True))
+    assert 'what is made of it is not all there, and is made again' in r.said[0] and file.read_bytes() == was and r.feed is None and sealings(tmp_path) == 1
+
+
+@pytest.mark.parametrize('begin', ['12:58:00', '13:30:00'])
+def test_sealed_seconds_that_are_gone_are_missed_and_recorded_again_if_there_is_time(tmp_path, closed, begin):
+    closed(tmp_path)
+    files = [tmp_path/'original_data'/o/f'{half}.csv' for o in ('seconds', 'trades')]
+    trades = files[1].read_bytes()
+    files[0].unlink()
+    r = run(lived(tmp_path, begin, on=str(half), until=at('14:30:00', str(half))))
+    assert 'of its record the seconds are not there any more' in r.said[0]
+    if begin > '13': assert not files[0].exists() and files[1].read_bytes() == trades; return
+    rows = r.feed.log.read(half)
+    assert len(rows) == 210*60 and (rows['status'].iloc[:-120] == 'absent').all() and (rows['status'].iloc[-119:] == 'data').all() and r.said[-1].endswith('the day is sealed') and sealings(tmp_path) == 2
+    assert (tmp_path/'quarantine'/f'trades-{half}.csv').read_bytes() == trades and len(r.store.daily(half)) == 210 and r.feed.log.days(sealed=True) == r.feed.prices.days(sealed=True) == [half]
+
+
+def test_sealed_trades_that_are_gone_are_missed(tmp_path, closed):
+    closed(tmp_path)
+    (tmp_path/'original_data'/'trades'/f'{half}.csv').unlink()
+    r = run(lived(tmp_path, '12:58:00', on=str(half), once=True))
+    assert 'of its record the trades are not there any more' in r.said[0] and 'nothing to do' in r.said[1] and r.feed is None
+
+
+@pytest.mark.parametrize('table', [True, False])
+def test_a_day_that_is_recorded_again_leaves_a_sealed_table_of_options_alone(tmp_path, table):
+    options = tmp_path/'original_data'/'chain'/f'{half}.parquet'
+    def again(begin): return run(lived(tmp_path, begin, on=str(half), once=True, chain=True, tape=replace(demo(), drawn=True)))
+    again('12:58:30')
+    was = options.read_bytes()
+    (tmp_path/'original_data'/'seconds'/f'{half}.csv').unlink()
+    if not table: options.unlink()
+    r = again('12:59:00')
+    assert any('sealed already, and are not recorded again' in o for o in r.said) == table and r.said[-1].endswith('the day is sealed')
+    assert (options.read_bytes() == was) == table and len(read_chain_day(options.parent, half)) > 500
+
+
+def test_an_end_before_what_is_recorded_changes_nothing_and_says_so(tmp_path):
+    "A replay begins again at its open; the day is recorded further than the end."
+    run(lived(tmp_path, '09:29:00', until=at('09:33:00')))
+    files = {o: o.read_bytes() for o in tmp_path.rglob('*.csv')}
+    for end in ('09:31:00', '09:33:00'):
+        r = run(lived(tmp_path, '09:29:00', until=at(end)))
+        assert {o: o.read_bytes() for o in tmp_path.rglob('*.csv')} == files and not any('link up' in o for o in r.said)
+        assert any(o.endswith(f'feed recorded: up to 09:33:00 already: an end at {end} adds nothing, and nothing is taken away') for o in r.said)
+    assert len(r.store.daily(day)) == 3 and '2025-12-01 is recorded up to 09:33:00' in r.said[-1]
+
+
+@pytest.mark.parametrize('spoilt,when', [(None, [(False, 120)]), ((b',data,', b',date,'), [(False, 120), (True, 181)]), ((b'data_type', b'date_type'), [(True, 181)])])
+def test_what_is_on_record_is_taken_in_before_anything_is_connected(tmp_path, monkeypatch, spoilt, when):
+    r = run(lived(tmp_path, '09:29:00', until=at('09:32:00')))
+    if spoilt: (p := r.feed.log.file(day)).write_bytes(p.read_bytes().replace(*spoilt, 1))
+    made = []
+    class Seen(runner.FlowDay):
+        def __init__(self, *a):
+            super().__init__(*a)
+            made.append((went[0].link.connected, self.stream.second - self.open_s))
+    monkeypatch.setattr(runner, 'FlowDay', Seen)
+    went = []
+    async def note(r): went.append(r)
+    r = run(lived(tmp_path, '09:33:00', until=at('09:34:00'), do=note))
+    assert made == when   # what the feed set aside meanwhile was taken in again, without it
+    live = r.flow.log.file(day).read_bytes()
+    assert write_flow(r.store, day, sealed=False) and r.flow.log.file(day).read_bytes() == live and len(live.splitlines()) == 241
 
 
 def test_after_a_sealed_session_comes_the_next(tmp_path, closed):

@@ -48,6 +48,21 @@ def test_no_share_is_lost_or_counted_twice(events):
         if o['status'] == 'quiet': assert d.empty and all(o[k] is None for k in ('volume', 'bid', 'ask', *LEVELS))
         assert all(a is None or a >= 0 for a in (o['bid_age'], o['ask_age'], o['last_age']))
 
+told = st.tuples(st.floats(0, N - .01), st.sampled_from(['last', 'volume']), px, st.integers(0, 3))
+
+@given(st.lists(told, max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_level_1_never_tells_of_a_price_at_which_nothing_traded(events):
+    "Price and volume are two messages: whatever their order, a row with a price has a volume, or says that it is not known, and no growth is lost."
+    s, total = Seconds(T, 'l1'), 1000
+    s.quote('last', 600., T - .5); s.quote('volume', total, T - .5)
+    for at, word, p, more in sorted(events):
+        total += more*(word == 'volume')
+        s.quote(word, p if word == 'last' else total, T + at)
+    out = [s.close(T + i) for i in range(N)]
+    assert all(o['open'] is None or o['volume'] is None or o['volume'] > 0 for o in out) and all((o['volume'] is None) == (o['trades'] is None) for o in out)
+    assert sum(o['volume'] or 0 for o in out) == total - 1000
+
 @given(st.lists(trade | quote, max_size=60), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
 def test_a_longer_grace_moves_no_quote(events, grace):

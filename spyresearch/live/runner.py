@@ -18,9 +18,9 @@ from ..features.recorded import catch_up, flow_log, usual_depth, write_flow
 from ..features.smile import Smile
 from ..sessions import is_session, next_session, session
 from ..store import Store
-from ..tws.chain import Chain, chain_frame, seal_chain_day
+from ..tws.chain import Chain, chain_file, chain_frame, seal_chain_day
 from ..tws.control import SlaveClock, announced_control
-from ..tws.dayrecord import day_logs
+from ..tws.dayrecord import ended, taken_away
 from ..tws.feed import Feed
 from ..tws.history import SETTLED, fetch_history
 from ..tws.link import Link
@@ -76,15 +76,19 @@ class Runner:
 
 # %% ../../nbs/live/51_runner.ipynb #7a9a43ac
 @patch
-def sealed(self:Runner, day) -> bool: "Has a session's record ended for good?"; return not day_logs(self.store)[0].is_open(day)
+def sealed(self:Runner, day) -> bool: "Is a session's record complete, and there?"; return ended(self.store, day)
 
 @patch
 def nothing_left(self:Runner, until, once) -> bool:
     "Is the session that was asked for recorded already?"
     today = next_day(self.clock.now(), AFTER)
+    if lost := taken_away(self.store, today): self.line(f"{today} was sealed, but of its record the {' and '.join(lost)} are not there any more, and cannot be fetched again")
     if not self.sealed(today): return False
     ends = once or bool(until and until < session(next_session(today)).open)
-    self.line(f'{today} is recorded and sealed already: ' + ('nothing to do' if ends else 'on to the next session') + ('; another --data records it again' if ends and self.is_tape else ''))
+    lacks = ends and not all(o.file(today).exists() for o in (self.store.features, flow_log(self.store)))
+    self.line(f'{today} is recorded and sealed already: ' + ('what is made of it is not all there, and is made again' if lacks else 'nothing to do' if ends else 'on to the next session') + ('; another --data records it again' if ends and self.is_tape else ''))
+    if ends and not self.store.original.file(today).exists(): self.line(f'the minutes of {today} are not there: spy history fetches them again')
+    if lacks: self.make()
     return ends
 
 # %% ../../nbs/live/51_runner.ipynb #5928db58
@@ -145,7 +149,12 @@ async def history(self:Runner, opens:datetime):
         except FeedError as e: self.line(f'no history yet: {e.what}')
         if self.clock.now() + timedelta(seconds=wait_s) > opens or self.clock_ended(): break
         await self.nap(self.clock.now() + timedelta(seconds=wait_s))
-    if days := catch_up(self.store, opens.date()): self.line(f'one-second features of {len(days)} recorded days made')
+    self.make(opens.date())
+
+@patch
+def make(self:Runner, before:date|None=None): # only one-second features of sessions before this one
+    "What is made of the raw days, brought up to date."
+    if days := catch_up(self.store, before): self.line(f'one-second features of {len(days)} recorded days made')
     if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
 
 @patch
@@ -157,7 +166,8 @@ async def fetch(self:Runner, days):
 @patch
 async def sit(self:Runner, day, until:datetime|None=None): # until: before the close
     "A session, from before the open to the close."
-    self.feed, self.today, self.flow, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True), None, usual_depth(flow_log(self.store), day)
+    self.feed, self.today, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True), usual_depth(flow_log(self.store), day)
+    self.flow = self.on_record(day)
     self.chain, self.smile = None, Smile()
     self.today.write()
     self.feed.secondEvent += self.second
@@ -175,6 +185,12 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
         self.today.write()
         if self.flow: self.flow.close()
         if not whole and self.feed.seconds and self.feed.seconds.oldest > self.feed.open: self.line(f'{self.kept()}; the day is not sealed, and the next run goes on from here')
+
+@patch
+def on_record(self:Runner, day) -> FlowDay|None: # None: the feed has to look at it first
+    "The one-second features of what was recorded of a day before."
+    try: return FlowDay(self.store, day, self.depth)
+    except DataError: return None
 
 # %% ../../nbs/live/51_runner.ipynb #cf89fac2
 @patch
@@ -194,7 +210,7 @@ async def write(self:Runner): "Bring today's file up to date; an error stops the
 @patch
 def second(self:Runner, r):
     "The second's features to their file; and now and then, how it goes."
-    if self.flow is None: self.flow = FlowDay(self.store, self.today.day, self.depth) # it begins with what is on the disk, this second included
+    if self.flow is None: self.flow = FlowDay(self.store, self.today.day, self.depth) # what is on the disk, this second included
     if self.flow.stream.second <= r.second: self.flow.push(r)
     if (r.second + 1) % 60 == 0: self.flow.flush(); self.minute_over((r.second - self.today.open)//60)
     if (r.second + 1) % (60*self.every_min) == 0: asyncio.get_running_loop().call_soon(lambda: self.line(self.how()))
@@ -235,6 +251,7 @@ def state(self:Runner, s):
     if s.reason != 'stopped' and (s.name not in ('up', 'connecting') or s.what == 'link'):
         self.line(f'{s.what} {s.name}' + (f': {s.reason}' if s.reason else ''))
         if s.what in MEANS and s.name in ('down', 'denied', 'stale') and self.explained.get(s.what) != self.today.day: self.explained[s.what] = self.today.day; self.line(MEANS[s.what])
+    if (s.what, s.name) == ('feed', 'set aside') and self.flow: self.flow.close(); self.flow = None
     if self.chain and s.what == 'link' and s.name in ('down', 'lost'): self.chain.down(s.reason)
     if self.chain and s.what == 'link' and s.name == 'up': self.chain.up()
 
@@ -242,6 +259,7 @@ def state(self:Runner, s):
 @patch
 async def options(self:Runner, day):
     "Record the chain from the open to the close."
+    if (old := chain_file(self.store.root/'original_data'/'chain', day)) and old.suffix == '.parquet': return self.line(f'the options of {day} are sealed already, and are not recorded again')
     self.chain = Chain(self.link, self.store.root/'original_data'/'chain', day, self.spot, provenance=self.store.provenance)
     if self.chain.torn: self.feed.told('options', 'torn', f'a line that broke off was cut: {self.chain.torn[:60]!r}')
     self.chain.told.append(lambda state, reason: self.feed.told('options', state, reason))

@@ -50,6 +50,7 @@ class Chain:
         self.last_at = self.torn = None
         self.snapshots = {} # minute of the session -> the rows of its last record, for the last ten
         self.log.claim(self.provenance)
+        if not (self.log.path/f'{day}.parquet').exists(): self.log.renew(day)
 
     unavailable = property(lambda self: self.state == 'unavailable')
     used = property(lambda self: sum(q.sub.live for q in self.quotes.values()))

@@ -16,6 +16,7 @@ from eventkit import Event
 from fastcore.basics import patch
 
 from ..core import DataError, FeedError
+from ..daylog import second_stamp
 from ..journal import Journal
 from ..sessions import session
 from ..store import Store
@@ -106,6 +107,8 @@ def begin(self:Feed, day:date):
     self.raw = RawDay(self.link, self.store, day, self.minutes, self.tell, self.told)
     self.seconds.down(now)
     self.latest |= {m.start: m for m in self.raw.recall()}; self.record.missing(done, first)
+    for m in self.own.values():
+        if m.start not in self.minutes.final: self.tell(m)
     self.supervisor = Supervisor(self.link, self.wants(), self.watched)
     self.supervisor.stateEvent += self.stateEvent.emit
 
@@ -350,6 +353,7 @@ async def run(self:Feed,
 ) -> dict: # what the day was like
     "From now, or the open, to the close."
     self.begin(day); self.last = self.close if upto is None else min(self.close, int(upto))
+    if upto is not None and self.last <= self.seconds.oldest: self.told('feed', 'recorded', f'up to {second_stamp(day, self.seconds.oldest - self.open)[11:19]} already: an end at {second_stamp(day, self.last - self.open)[11:19]} adds nothing, and nothing is taken away')
     task = asyncio.ensure_future(self.supervisor.run())
     try:
         await self.beat(task)

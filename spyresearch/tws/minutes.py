@@ -114,4 +114,4 @@ def provisional(
 ) -> Minute|None:
     "The feed's own bar of a minute that was told in full."
     bar = minute_bar(seconds) if told_in_full(seconds) else None
-    return bar and Minute(start, *bar, True)
+    return Minute(start, *bar, True) if bar and bar.volume > 0 else None

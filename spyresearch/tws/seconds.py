@@ -323,7 +323,7 @@ def _row(self:Seconds, slot, o, end, status, venue, levels):
     if status == 'partial' and any(t is not None and end - t > STALE for t in (o['bid_at'], o['ask_at'])): o = o | dict.fromkeys(_SAID[:4]) # what stood then did not come
     spread = None if o['bid'] is None or o['ask'] is None else round(o['ask'] - o['bid'], 6)
     if spread is not None and spread < 0: self.faults['crossed_quote'] += 1; spread = None
-    n = (slot.volume, slot.trades) if source in ('tbt', 'l1') and (slot.trades or status == 'data') else (None, None)
+    n = (slot.volume, slot.trades) if source in ('tbt', 'l1') and (slot.trades or status == 'data' and slot.open is None) else (None, None)
     return (slot.open, slot.high, slot.low, slot.close, *n, o['bid'], o['ask'], o['bid_size'], o['ask_size'], spread,
             *ages, o['halted'], o['data_type'], source, status, venue, *levels)
 
@@ -400,5 +400,5 @@ def records(
     epoch, at = lambda df: df.index.as_unit('s').asi8.tolist(), {}
     if trades is not None:
         for t, row in zip(epoch(trades), trades.to_numpy().tolist()): at.setdefault(t, []).append(tuple(row))
-    cells = zip(*(seconds[o].astype(object).where(seconds[o].notna(), None).tolist() for o in COLUMNS))
+    cells = zip(*([v if v == v else None for v in seconds[o].tolist()] for o in COLUMNS))
     return [Second(t, o, tuple(at.get(t, ()))) for t, o in zip(epoch(seconds), cells)]

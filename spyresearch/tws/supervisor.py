@@ -95,6 +95,7 @@ async def keep(self:Supervisor):
         tries = 0 if held_s > 60 else tries + 1
         if tries: await self.pause(tries, f'the connection held for {held_s:.0f} s')
 
+# %% ../../nbs/tws/31_supervisor.ipynb #396f3239
 @patch
 async def pause(self:Supervisor,
     tries:int, # that have failed
