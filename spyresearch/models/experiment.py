@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'TRIAL', 'MEMBERS', 'SETS', 'SYSTEM', 'THIRDS', 'PROBABILITIES', 'SCHEMA', 'Ledger', 'leaders', 'chosen',
-           'Evaluation', 'walk', 'table_of', 'lead', 'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
+           'carried', 'Evaluation', 'walk', 'table_of', 'lead', 'evaluate', 'train', 'share', 'mean_of', 'plain',
+           'absent']
 
 # %% ../../nbs/models/39_experiment.ipynb #92c17b46
 import hashlib, json
@@ -17,13 +18,14 @@ from fastcore.basics import patch
 from ..core import ModelError, UsageError, git_revision, quiet, stopwatch
 from ..journal import Journal
 from .baselines import BASELINES
-from .boosted import Boosted
+from .boosted import Boosted, BoostedFlow, BoostedImplied
 from .folds import EMBARGO, Fold, folds
 from .forecaster import Targets
 from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_interval, skill_pct
 from .refined import Refined
 from .scale import Scale
-from .targets import HORIZONS, ripe
+from .targets import AHEAD, HORIZONS, ripe
+from .tracking import origin_times, track
 from ..sessions import MINUTES
 
 # %% ../../nbs/models/39_experiment.ipynb #eb38831c
@@ -54,8 +56,8 @@ def leaders(
     return np.where(seen >= trial, total[np.maximum(known, 0)].argmin(1), 0)
 
 # %% ../../nbs/models/39_experiment.ipynb #778b55ab
-MEMBERS = BASELINES | {o.name: o for o in (Boosted, Scale, Refined)}
-SETS = dict(all=tuple(MEMBERS), light=(*BASELINES, 'scale'), fast=('const', 'tod', 'ewma_diurnal', 'har'))
+MEMBERS = BASELINES | {o.name: o for o in (Boosted, Scale, Refined, BoostedFlow, BoostedImplied)}
+SETS = dict(all=(*BASELINES, 'boosted', 'scale', 'refined'), light=(*BASELINES, 'scale'), fast=('const', 'tod', 'ewma_diurnal', 'har'))
 SYSTEM = 'leader' # the system's own forecast
 
 def chosen(members) -> tuple: # names, in the tables' order
@@ -65,6 +67,11 @@ def chosen(members) -> tuple: # names, in the tables' order
         raise UsageError(f'no such member: {unknown[0]}', f"there are {', '.join(MEMBERS)}, and the sets {', '.join(SETS)}", 'name members with commas between')
     if not set(names) & set(CANDIDATES): raise UsageError('nobody left to lead', f"the system follows {' or '.join(CANDIDATES)}", 'add one of them')
     return tuple(o for o in MEMBERS if o in names)
+
+def carried(panel) -> tuple: # names
+    "Members with a twin for which some minute of the panel has what they read."
+    def ever(cls): return set(cls.reads) <= set(panel.names) and np.isfinite(panel.x[..., [panel.names.index(o) for o in cls.reads]]).all(-1).any()
+    return tuple(k for k, o in MEMBERS.items() if o.twin is not None and ever(o))
 
 # %% ../../nbs/models/39_experiment.ipynb #2f89b03a
 @dataclass
@@ -84,6 +91,8 @@ class Evaluation:
     extra: dict = field(default_factory=dict) # horizon -> further results, for the JSON
     system: str = SYSTEM
     left_out: dict = field(default_factory=dict) # member of the set -> why it could not take part
+    answered: dict = field(default_factory=dict) # member with a twin -> frame of who answered each row, and why
+    frozen: np.ndarray = None # [N, 9, 21] what the system would have said without learning by the minute
     _memo: dict = field(default_factory=dict, repr=False)
     def __repr__(self): return f"Evaluation({self.origins.day_ix.nunique()} scored days, {len(self.origins)} origins, {', '.join(self.members)}; {self.provenance or 'no provenance'})"
 
@@ -112,6 +121,7 @@ def walk(
     blocks:list, # of Fold
     seed:int,
     progress, # (done, total)
+    answers:list=None, # gets a frame a fold of who answered each row and why, for members with a twin
 ) -> tuple: # quantiles float32 [N, 9, 21] and sigma float32 [N, 9] of the scored origins
     "One member over all folds."
     q, sigma = [], []
@@ -119,6 +129,7 @@ def walk(
         old, new = w.day < block.start, block.scores(w.day)
         model = make().fit(w[old], targets[old].only(block.teaches(w.day[old])), seed)
         q.append(model.quantiles(w[new]).astype(np.float32)); sigma.append(model.sigma(w[new]).astype(np.float32))
+        if answers is not None and make.twin is not None: answers.append(model.answered(w[new]))
         progress(i + 1, len(blocks))
     return np.concatenate(q), np.concatenate(sigma)
 
@@ -136,7 +147,8 @@ def lead(ev:Evaluation):
         loss = np.stack([ev.loss(o, HORIZONS[j]) for o in names], 1)
         at = leaders(loss, lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j])[day]
         for k, o in enumerate(names): q[at == k, j], sigma[at == k, j] = ev.q[o][at == k, j], ev.sigma[o][at == k, j]
-    ev.q[SYSTEM], ev.sigma[SYSTEM] = q, sigma
+    ev.frozen, ev.sigma[SYSTEM] = q, sigma
+    ev.q[SYSTEM] = track(origin_times(ev.origins.day, ev.origins.minute), sigma, q, ev.y)[0].astype(np.float32)
 
 # %% ../../nbs/models/39_experiment.ipynb #9a304605
 def evaluate(
@@ -149,8 +161,8 @@ def evaluate(
     progress=quiet, # (done, total, what)
 ) -> Evaluation:
     "The walk forward of all members."
-    names, blocks = chosen(members), folds(panel.days, score_from, score_to)
-    panel = panel.days_upto(blocks[-1].stop)
+    blocks = folds(panel.days, score_from, score_to); panel = panel.days_upto(blocks[-1].stop)
+    names = chosen(members) + (carried(panel) if members == 'all' else ())
     ledger = Ledger() if ledger is None else ledger
     for name in names: ledger.add(MEMBERS[name].config())
     with stopwatch() as watch:
@@ -158,10 +170,11 @@ def evaluate(
         ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger))
         for k, name in enumerate(names):
             def shown(i, n, k=k, name=name): progress(k*n + i, len(names)*n, name)
-            try: ev.q[name], ev.sigma[name] = walk(MEMBERS[name], w, targets, blocks, seed, shown)
+            try: ev.q[name], ev.sigma[name] = walk(MEMBERS[name], w, targets, blocks, seed, shown, who := [])
             except ModelError as e:
                 if members not in SETS or name in BASELINES: raise
                 ev.left_out[name] = f'{e.what}; {e.why}'
+            if who: ev.answered[name] = pd.concat(who, ignore_index=True)
         ev.members = tuple(o for o in names if o not in ev.left_out)
         lead(ev)
     ev.seconds = watch.seconds
@@ -269,15 +282,26 @@ def _entry(self:Evaluation, h):
     out, more = self.horizon(h, self.system) | dict.fromkeys(PROBABILITIES), self.extra.get(h, {})
     why = dict.fromkeys(PROBABILITIES, 'no probability was judged in this run') | out['reasons'] | more.get('reasons', {})
     out |= {k: v for k, v in more.items() if k != 'reasons'}
-    return out | dict(reasons={k: v for k, v in why.items() if absent(out.get(k))}, models={o: self.horizon(h, o) for o in self.members})
+    return out | dict(online=self.online(h), reasons={k: v for k, v in why.items() if absent(out.get(k))}, models={o: self.horizon(h, o) for o in self.members})
 
 @patch
 def to_json(self:Evaluation) -> dict:
     "The evaluation as the contract has it."
     scored = sorted(set(self.origins.day[self.origins.counted]))
-    models = dict(system=self.system, members=list(self.members), candidates=[o for o in CANDIDATES if o in self.members], left_out=self.left_out)
+    models = dict(system=self.system, members=list(self.members), candidates=[o for o in CANDIDATES if o in self.members], left_out=self.left_out,
+        answered={k: v.by.replace('', 'nobody').value_counts(normalize=True).to_dict() for k, v in self.answered.items()})
     return plain(dict(span=[o.isoformat() for o in (scored[0], scored[-1])] if scored else [], provenance=self.provenance, n_days=len(scored), n_sessions=len(self.days),
         git=git_revision(), seed=self.seed, seconds=self.seconds, n_trials=self.trials, models=models, horizons={h: self._entry(h) for h in HORIZONS}))
+
+# %% ../../nbs/models/39_experiment.ipynb #38686c77
+@patch
+def online(self:Evaluation, h:str) -> dict:
+    "What tracking gained against the same forecast without it, in percent; NaN where nothing is tracked."
+    j, ok, width = HORIZONS.index(h), self.rows(h), 20
+    if h not in AHEAD or not ok.any(): return dict(skill_pct=np.nan, dm_t=np.nan, worst_20d_pct=np.nan)
+    ours, still = self.loss(self.system, h), per_day(pinball_bp(self.y[ok, j], self.frozen[ok, j].astype(float)), self.origins.day_ix.to_numpy()[ok], len(self.days))
+    a, b = (pd.Series(o[np.isfinite(ours)]).rolling(width).mean() for o in (ours, still))
+    return dict(skill_pct=skill_pct(ours, still), dm_t=dm_t(ours, still), worst_20d_pct=float((100*(1 - a/b)).min()))
 
 # %% ../../nbs/models/39_experiment.ipynb #a7c40e5d
 def _obj(required, **kw): return dict(type='object', required=list(required), **kw)
