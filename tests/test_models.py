@@ -145,6 +145,8 @@ def test_what_is_refused(demo, tmp_path):
     with pytest.raises(DataError, match='lack logrv_5'): evaluate(replace(panel, names=[o.replace('logrv_5', 'x') for o in panel.names]), 'har')
     (tmp_path/'params.npz').write_bytes(b'no archive'); (tmp_path/'model.json').write_text('{}')
     with pytest.raises(ModelError, match='no model can be read'): load(tmp_path)
+    (tmp_path/'params.npz').write_bytes(b'PK\x03\x04' + bytes(40)) # an archive that was cut off
+    with pytest.raises(ModelError, match='no model can be read'): load(tmp_path)
 
 def test_a_trained_model_goes_on_where_it_was_saved(demo, tmp_path):
     "A model trained on all matured labels is kept, read, and answers at any minute."

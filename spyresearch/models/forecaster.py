@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -308,7 +309,7 @@ def load(
     try:
         about = json.loads((Path(folder)/'model.json').read_text('utf8')); data = (Path(folder)/'params.npz').read_bytes()
         with np.load(io.BytesIO(data), allow_pickle=False) as z: params = {k: z[k] for k in z.files}
-    except (OSError, ValueError) as e: raise ModelError(f'{folder}: no model can be read', str(e), 'train again with spy train') from e
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as e: raise ModelError(f'{folder}: no model can be read', str(e), 'train again with spy train') from e
     why = why_foreign(about) or ('' if about.get('params') == hashlib.sha256(data).hexdigest() else 'its numbers are not those that it was saved with')
     if why: raise ModelError(f"{folder}: {about.get('name', 'a model')} does not fit this version", why, 'train again with spy train')
     model = KINDS[about['kind']](); model.params, model.notes = params, about['notes']
