@@ -63,7 +63,7 @@ def test_trees_beat_har_on_real_prices(real):
 
 @pytest.mark.parametrize('source', ['demo', 'real'])
 def test_no_forecast_knows_later_bars(source, request, demo):
-    "All bars after a random moment are changed; every forecast up to it stays as it was, the choice of the leader included."
+    "All bars after a random moment are changed; every forecast up to it stays as it was, the weights included."
     bars = demo if source == 'demo' else request.getfixturevalue('real')[0].loc['2025-09-02':'2026-02-10']
     panel = Panel.from_bars(bars); whole = evaluate(panel); rng = np.random.default_rng(4)
     day, minute = whole.origins.day_ix.to_numpy(), whole.origins.minute.to_numpy()
@@ -99,7 +99,7 @@ def test_scrambled_labels_change_nothing_earlier(demo, monkeypatch):
     other = evaluate(panel, 'tod,har,boosted'); fold = whole.origins.fold.to_numpy(); day = whole.origins.day_ix.to_numpy()
     for k in whole.members: np.testing.assert_array_equal(whole.q[k][fold == 0], other.q[k][fold == 0], err_msg=k)
     np.testing.assert_array_equal(whole.frozen[day <= cut], other.frozen[day <= cut])
-    np.testing.assert_array_equal(whole.q['leader'][day < cut], other.q['leader'][day < cut]) # on the day itself it learns by the minute
+    np.testing.assert_array_equal(whole.q['ensemble'][day < cut], other.q['ensemble'][day < cut]) # on the day itself it learns by the minute
     assert not np.array_equal(whole.q['har'][fold == 1], other.q['har'][fold == 1], equal_nan=True)
 
 def test_nothing_after_the_last_scored_day_is_read(demo):
@@ -128,7 +128,7 @@ def test_an_absent_session_leaves_a_hole_and_not_a_guess(demo):
 def test_a_day_in_progress_is_forecast_to_its_last_bar(demo):
     panel = Panel.from_bars(demo[demo.index <= session(demo.index[-1].date()).open + pd.Timedelta(minutes=119)])
     ev = evaluate(panel, 'har,const'); today = ev.origins.day_ix == len(panel) - 1
-    assert ev.origins.minute[today].max() == 119 and np.isfinite(ev.q['leader'][today, :4]).all()
+    assert ev.origins.minute[today].max() == 119 and np.isfinite(ev.q['ensemble'][today, :4]).all()
     assert np.isnan(ev.y[today, 4:]).all() and np.isnan(ev.y[np.flatnonzero(today)[-1]]).all()
 
 def test_half_days_are_forecast_and_not_counted(demo):
@@ -141,7 +141,7 @@ def test_what_is_refused(demo, tmp_path):
     with pytest.raises(ModelError, match='85 are needed'): evaluate(panel.days_upto(84))
     with pytest.raises(ModelError, match='no session is left'): evaluate(panel, score_from=date(2031, 1, 1))
     with pytest.raises(UsageError, match='no such member: moon'): evaluate(panel, 'har,moon')
-    with pytest.raises(UsageError, match='nobody left to lead'): evaluate(panel, 'const')
+    with pytest.raises(UsageError, match='nothing left to average'): evaluate(panel, 'const')
     with pytest.raises(DataError, match='lack logrv_5'): evaluate(replace(panel, names=[o.replace('logrv_5', 'x') for o in panel.names]), 'har')
     (tmp_path/'params.npz').write_bytes(b'no archive'); (tmp_path/'model.json').write_text('{}')
     with pytest.raises(ModelError, match='no model can be read'): load(tmp_path)
