@@ -77,7 +77,7 @@ def think(
     return out
 
 # %% ../../nbs/models/39_refined.ipynb #2facc72b
-SHARE = .4 # of what trees and network say
+SHARE = {'5': .6} | dict.fromkeys(WITHIN[1:], .4) # of what trees and network say
 
 def lately(stop:int) -> int: return stop - (stop - 1) % (2*REFIT) # the last session count at which they learned
 
@@ -89,11 +89,11 @@ class Refined(Scale):
     def log_variance(self, panel, stop, h, s, minute, x):
         x2, at = seen(panel, s, minute), lately(stop)
         extra = predict(trees(panel, at, h, self.seed), x2) + think(network(panel, at, self.seed), x2)[:, WITHIN.index(h)]
-        return super().log_variance(panel, stop, h, s, minute, x) + SHARE*extra
+        return super().log_variance(panel, stop, h, s, minute, x) + SHARE[h]*extra
     def remember(self, panel, stop, h, seed):
         super().remember(panel, stop, h, seed); at = lately(stop)
         self.params[f'trees_{h}'] = np.frombuffer(trees(panel, at, h, seed), np.uint8)
         self.params |= {f'net_{k}': v for k, v in network(panel, at, seed).items()}
     def answer(self, windows, h, x, s):
         x2 = seen(windows.panel, s, windows.minute); net = {k[4:]: v for k, v in self.params.items() if k.startswith('net_')}
-        return super().answer(windows, h, x, s) + SHARE*(predict(self.params[f'trees_{h}'].tobytes(), x2) + think(net, x2)[:, WITHIN.index(h)])
+        return super().answer(windows, h, x, s) + SHARE[h]*(predict(self.params[f'trees_{h}'].tobytes(), x2) + think(net, x2)[:, WITHIN.index(h)])
