@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['MEANS', 'PLACE', 'SHAPE', 'FRESH', 'CAP', 'WARM', 'MONTH', 'LONG', 'AHEAD_SUMS', 'Means', 'new_state', 'spread',
            'carried', 'measures', 'averaged', 'within', 'scatter', 'today', 'window_sums', 'remember', 'session_of',
-           'one_session', 'Bank', 'bank']
+           'one_session', 'Bank', 'gone_on', 'stands', 'extended', 'bank']
 
 # %% ../../nbs/models/37_bank.ipynb #2d0e9b97
 from collections import deque
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
 
 from .. import events
-from .past import FINE, SLOTS, bar_variance, fine, joined
+from ..bars import OHLCV as PRICES
+from .past import FINE, SLOTS, Slots, bar_variance, by_slot, fine, joined
 from .targets import linked
 
 # %% ../../nbs/models/37_bank.ipynb #a7200708
@@ -179,23 +180,62 @@ class Bank:
     days: list
     first: int          # place of the panel's first session
     names: list
-    x: np.ndarray       # [S, 78, F]
+    x: np.ndarray       # float32 [S, 78, F]
     sums: dict          # name -> [S, 79]
     n: np.ndarray       # [S] minutes
-    slots: object
+    slots: Slots
     finer: dict
+    panel: object = None   # that it was made of
+    states: tuple = ()     # what was remembered at the open and at the close of the last session
     def __repr__(self): return f'Bank({len(self.days)} sessions, {len(self.days) - self.first} of them in minutes, {len(self.names)} numbers)'
+
+def gone_on(
+    slots, finer, start:int, # sessions from `start` on
+    state, # at its open
+) -> tuple: # names, float32 [S', 78, F], name -> [S', 79], states at the last open and close
+    "The numbers of sessions in a row."
+    rows, sums, follows, opening = [], [], linked(slots.days), None
+    for d in range(start, len(slots)):
+        if d == len(slots) - 1: opening = deepcopy(state)
+        if not follows[d]: state.close = np.nan # a night that is not known
+        x, ahead = one_session(session_of(slots, finer, d), state)
+        rows.append(np.stack(list(x.values()), 1)); sums.append(ahead)
+    out = np.array(rows, np.float32); out[:max(WARM - start, 0)] = np.nan; out[np.isnan(slots.close[start:])] = np.nan
+    return list(x), out, {k: np.array([o[k] for o in sums]) for k in AHEAD_SUMS}, (opening, state)
+
+# %% ../../nbs/models/37_bank.ipynb #f2088ac9
+_LATE = deque(maxlen=2) # the banks made last
+
+def stands(
+    old:Bank, panel,
+) -> int: # sessions of the panel; 0 where there is nothing to go on from
+    "How much of a bank holds for a panel with one session more, or with more of its last one."
+    k, p = len(panel.days) - 1, old.panel
+    if k < 1 or k not in (len(p.days), len(p.days) - 1) or p.older is not panel.older or p.days[:k] != panel.days[:k]: return 0
+    return k if all(np.array_equal(getattr(p, o)[:k], getattr(panel, o)[:k], equal_nan=True) for o in (*PRICES, 'n', 'dividend')) else 0
+
+def extended(
+    old:Bank, panel,
+    k:int, # sessions of the panel that stand
+) -> Bank:
+    "A bank whose last session is new."
+    last = SimpleNamespace(days=panel.days[k:], **{o: getattr(panel, o)[k:] for o in (*PRICES, 'n', 'dividend')}); new, s = by_slot(last), old.first + k
+    slots = Slots(old.days[:s] + new.days, *(np.concatenate([getattr(old.slots, f.name)[:s], getattr(new, f.name)]) for f in fields(Slots)[1:]))
+    finer = {name: np.r_[old.finer[name][:s], v] for name, v in fine(last).items()}
+    names, x, sums, states = gone_on(slots, finer, s, deepcopy(old.states[k == len(old.panel.days)]))
+    return Bank(slots.days, old.first, names, np.concatenate([old.x[:s], x]), {o: np.r_[old.sums[o][:s], v] for o, v in sums.items()}, slots.n, slots, finer, panel, states)
 
 @lru_cache(maxsize=4)
 def bank(
     panel, # a `Panel`
 ) -> Bank:
     "The numbers of a panel and of what is older."
-    slots, first = joined(panel.older, panel); finer, state = fine(panel, first), new_state()
-    rows, sums, follows = [], [], linked(slots.days)
-    for d in range(len(slots)):
-        if not follows[d]: state.close = np.nan # a night that is not known
-        x, ahead = one_session(session_of(slots, finer, d), state)
-        rows.append(np.stack(list(x.values()), 1)); sums.append(ahead)
-    out = np.array(rows); out[:WARM] = np.nan; out[np.isnan(slots.close)] = np.nan
-    return Bank(slots.days, first, list(x), out, {k: np.array([o[k] for o in sums]) for k in AHEAD_SUMS}, slots.n, slots, finer)
+    panel = getattr(panel, 'root', panel)
+    for old in _LATE:
+        if k := stands(old, panel): out = extended(old, panel, k); break
+    else:
+        slots, first = joined(panel.older, panel); finer = fine(panel, first)
+        names, x, sums, states = gone_on(slots, finer, 0, new_state())
+        out = Bank(slots.days, first, names, x, sums, slots.n, slots, finer, panel, states)
+    _LATE.append(out)
+    return out

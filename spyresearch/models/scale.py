@@ -55,10 +55,10 @@ def held(
 # %% ../../nbs/models/38_scale.ipynb #8fca3ded
 YOUNG = 'now', 'level', 'square', 'day', 'night', 'variance_1d', 'variance_5d', 'volume_1', 'volume_8', 'volume_day', 'signed_8', 'since_open', 'usual', 'yesterday'
 
-@lru_cache(maxsize=4)
-def _calendar(panel):
+@lru_cache(maxsize=8)
+def _calendar(days):
     "Per session: weekday, expiry, first and third business day of the month, CPI and employment reports; what is not known counts as none."
-    days = bank(panel).days; month = [(d.year, d.month) for d in days]
+    month = [(d.year, d.month) for d in days]
     nth = np.array([month[:i + 1].count(m) for i, m in enumerate(month)])
     known = np.stack([[events.opex(d), events.cpi_day(d), events.nfp_day(d)] for d in days])
     return np.c_[np.array([d.weekday() for d in days])[:, None] == np.arange(4), np.nan_to_num(known), nth == 1, nth == 3].astype(np.float32)
@@ -78,7 +78,7 @@ def regressors(
     names = [*b.names, 'usual', 'fresh', 'yesterday', 'week', 'fomc']; young = [i for i, o in enumerate(names) if o in YOUNG or o.startswith(('level_', 'square_'))]
     hour = (minute[:, None]//30 == np.arange(1, 13)).astype(np.float32); t = minute[:, None] + 1
     x = np.where(np.isfinite(x), x, np.nan)
-    return np.concatenate([x, _calendar(panel)[s], hour, x[:, young]*np.exp(-t/60), x[:, young]*(1 - t/MINUTES)], 1, dtype=np.float32), len(names)
+    return np.concatenate([x, _calendar(tuple(b.days))[s], hour, x[:, young]*np.exp(-t/60), x[:, young]*(1 - t/MINUTES)], 1, dtype=np.float32), len(names)
 
 @lru_cache(maxsize=8)
 def lessons(
