@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HALF_HOURS', 'SLOT', 'SLOTS', 'DECAYS', 'UNITS', 'FREEDOM', 'HAR', 'COMMON', 'PULL', 'BASELINES', 'Const',
-           'half_hour', 'TimeOfDay', 'slots', 'last_slot', 'ewma', 'qlike', 'best_decay', 'scaled_up', 'latest',
-           'EwmaDiurnal', 'garch_filter', 'mean_ahead', 'garch_loss', 'fit_garch', 'fit_t', 't_quantiles', 'GarchT',
-           'har_columns', 'har_days', 'least_squares', 'pulled', 'Har']
+           'half_hour', 'TimeOfDay', 'usual', 'slots', 'last_slot', 'ewma', 'qlike', 'best_decay', 'scaled_up',
+           'latest', 'EwmaDiurnal', 'garch_filter', 'mean_ahead', 'garch_loss', 'fit_garch', 'fit_t', 't_quantiles',
+           'GarchT', 'har_columns', 'har_days', 'least_squares', 'pulled', 'Har']
 
 # %% ../../nbs/models/35_baselines.ipynb #3334b764
 from functools import lru_cache
@@ -40,17 +40,23 @@ class TimeOfDay(Scaled):
 SLOT, SLOTS = 5, MINUTES//5
 
 @lru_cache(maxsize=2)
+def usual(
+    panel,
+) -> np.ndarray: # [D, 78] variance, NaN where not known
+    "What each five minutes of the day usually come to."
+    link = linked(panel.days)[:, None]
+    shape = smooth(same_minute_mean(np.where(np.isnan(panel.close), np.nan, squares(panel)), panel.n[:, None], link, MONTH))
+    return shape.reshape(len(panel), SLOTS, SLOT).sum(2)
+
+@lru_cache(maxsize=2)
 def slots(
     panel,
 ) -> np.ndarray: # [D, 78], NaN where the shape is not known or the slot has not ended
     "Deseasonalised five-minute log returns."
-    link = linked(panel.days)[:, None]
-    shape = smooth(same_minute_mean(np.where(np.isnan(panel.close), np.nan, squares(panel)), panel.n[:, None], link, MONTH))
-    usual = shape.reshape(len(panel), SLOTS, SLOT).sum(2)
     last = known_close(panel); end = last[:, SLOT-1::SLOT]
     start = np.c_[panel.open[np.arange(len(last)), (~np.isnan(last)).argmax(1)], end[:, :-1]]
     over = np.minimum(panel.n - 1, last_minute(panel))[:, None] >= np.arange(SLOT - 1, MINUTES, SLOT)
-    with np.errstate(all='ignore'): z = np.log(end/start)/np.sqrt(usual)
+    with np.errstate(all='ignore'): z = np.log(end/start)/np.sqrt(usual(panel))
     return np.where(over & np.isfinite(z), z, np.nan)
 
 def last_slot(windows) -> np.ndarray: # int [N], -1 before the first has ended
