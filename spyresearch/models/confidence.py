@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAKES', 'RATES', 'Evidence', 'non_overlapping', 'past_rank', 'Rule', 'Verdict', 'gone', 'Bucket', 'Gate', 'passed',
-           'judge', 'Platt', 'fit_platt']
+           'judge', 'Platt', 'fit_platt', 'VennAbers', 'fit_venn_abers', 'rolling', 'platt_days', 'venn_abers_days',
+           'base_days']
 
 # %% ../../nbs/models/38_confidence.ipynb #02695dfe
 from dataclasses import dataclass, field
@@ -215,3 +216,56 @@ def fit_platt(
     x = np.stack([np.ones_like(z), (z - centre)/scale], 1)
     w = logistic(x, y, np.array([1e-6, strength*base*(1 - base)]), prior=np.array([_logit(base), 0.]))
     return Platt(float(w[0]), float(w[1]), float(centre), float(scale), len(y))
+
+# %% ../../nbs/models/38_confidence.ipynb #6d2e392b
+@dataclass(frozen=True)
+class VennAbers:
+    "Raw probability -> calibrated one, or the two ends of its interval."
+    edges:np.ndarray # lower end of each group but the first
+    low:np.ndarray   # if the outcome were a loss
+    high:np.ndarray  # if it were a win
+    n:int            # outcomes it rests on
+    def interval(self, p): # [2, N]
+        at = np.searchsorted(self.edges, np.asarray(p, float), 'right')
+        return np.where(np.isfinite(p), np.stack([self.low[at], self.high[at]]), np.nan)
+    def __call__(self, p): low, high = self.interval(p); return high/(1 - low + high)
+
+def fit_venn_abers(
+    p:np.ndarray, # [N] raw probabilities
+    win:np.ndarray, # [N] 0 or 1
+    cells:int=100, # groups of scores
+    least:int=30, # outcomes needed
+) -> VennAbers:
+    "Inductive Venn-Abers calibration."
+    p, win = np.asarray(p, float), np.asarray(win, float); ok = np.isfinite(p) & np.isfinite(win); p, win = p[ok], win[ok]
+    if len(p) < least: raise ModelError(f'calibration needs {least} outcomes', f'{len(p)} have matured', 'wait for more, or deepen the history')
+    edges = np.unique(p); edges = edges[1:] if len(edges) <= cells else np.unique(np.quantile(p, np.arange(1, cells)/cells))
+    at = np.searchsorted(edges, p, 'right'); k = len(edges) + 1
+    wins, n = (np.r_[0, np.bincount(at, o, k).cumsum()] for o in (win, np.ones_like(p)))
+    def curve(new): # isotonic value of each group with one more outcome in it
+        with np.errstate(invalid='ignore'): mean = np.where(np.tri(k, dtype=bool).T, (wins[None, 1:] - wins[:-1, None] + new)/(n[None, 1:] - n[:-1, None] + 1), np.inf)
+        best = np.minimum.accumulate(mean[:, ::-1], 1)[:, ::-1]
+        return np.where(np.tri(k, dtype=bool).T, best, -np.inf).max(0)
+    return VennAbers(edges, curve(0), curve(1), len(p))
+
+# %% ../../nbs/models/38_confidence.ipynb #6b50b29a
+def rolling(
+    p:np.ndarray, # [N] raw probabilities
+    win:np.ndarray, # [N] 1 or 0, NaN where unknown
+    day:np.ndarray, # int [N] of the forecast, ascending
+    ripe:np.ndarray, # int [N] by whose close the outcome is known
+    fit, # (p, win, outcomes a day) -> calibration
+    window:int=120, least:int=20, # days that teach, at most and at least
+) -> np.ndarray: # [N], NaN while there are too few
+    "Each day's probabilities calibrated by what was known before it."
+    out = np.full(len(p), np.nan); known = np.isfinite(p) & np.isfinite(win)
+    for d in np.unique(day):
+        old = known[:(stop := np.searchsorted(day, d))] & (ripe[:stop] < d) & (day[:stop] >= d - window)
+        if (days := len(np.unique(day[:stop][old]))) < least: continue
+        now = slice(stop, np.searchsorted(day, d, 'right'))
+        out[now] = fit(p[:stop][old], win[:stop][old], old.sum()/days)(p[now])
+    return out
+
+def platt_days(p, win, a_day): return fit_platt(p, win, 50*a_day)
+def venn_abers_days(p, win, a_day): return fit_venn_abers(p, win)
+def base_days(p, win, a_day): return lambda q: np.where(np.isfinite(q), win.mean(), np.nan)
