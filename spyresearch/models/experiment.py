@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'RATE', 'SMALL', 'MEMBERS', 'SETS', 'SYSTEM', 'THIRDS', 'PROBABILITIES', 'SCHEMA', 'Ledger', 'weights',
-           'chosen', 'carried', 'Evaluation', 'walk', 'table_of', 'blend', 'evaluate', 'train', 'share', 'mean_of',
-           'plain', 'absent']
+           'chosen', 'carried', 'Evaluation', 'step', 'in_turn', 'table_of', 'blend', 'evaluate', 'train', 'share',
+           'mean_of', 'plain', 'absent']
 
 # %% ../../nbs/models/39_experiment.ipynb #92c17b46
 import hashlib, json
@@ -117,24 +117,26 @@ def loss(self:Evaluation, name:str, h:str) -> np.ndarray: # [D] bp, NaN for days
         self._memo['loss', name, h] = per_day(x, self.origins.day_ix.to_numpy()[ok], len(self.days))
     return self._memo['loss', name, h]
 
-# %% ../../nbs/models/39_experiment.ipynb #203bacf5
-def walk(
+# %% ../../nbs/models/39_experiment.ipynb #a71d9b1b
+def step(
     make, # a forecaster's class
     w, targets, # windows and labels of all origins
-    blocks:list, # of Fold
+    block:Fold,
     seed:int,
-    progress, # (done, total)
-    answers:list=None, # gets a frame a fold of who answered each row and why, for members with a twin
-) -> tuple: # quantiles float32 [N, 9, 21] and sigma float32 [N, 9] of the scored origins
-    "One member over all folds."
-    q, sigma = [], []
-    for i, block in enumerate(blocks):
-        old, new = w.day < block.start, block.scores(w.day)
-        model = make().fit(w[old], targets[old].only(block.teaches(w.day[old])), seed)
-        q.append(model.quantiles(w[new]).astype(np.float32)); sigma.append(model.sigma(w[new]).astype(np.float32))
-        if answers is not None and make.twin is not None: answers.append(model.answered(w[new]))
-        progress(i + 1, len(blocks))
-    return np.concatenate(q), np.concatenate(sigma)
+) -> tuple: # quantiles float32 [n, 9, 21], sigma float32 [n, 9], and, for a class with a twin, a frame of who answered each row and why
+    "One member over one fold."
+    old, new = w.day < block.start, block.scores(w.day)
+    model = make().fit(w[old], targets[old].only(block.teaches(w.day[old])), seed)
+    return model.quantiles(w[new]).astype(np.float32), model.sigma(w[new]).astype(np.float32), model.answered(w[new]) if make.twin is not None else None
+
+def in_turn(names, w, targets, blocks, seed, progress): # yields names, each with its steps or the ModelError that ended them
+    "All members over all folds."
+    for k, name in enumerate(names):
+        steps = []
+        try:
+            for i, block in enumerate(blocks): steps.append(step(MEMBERS[name], w, targets, block, seed)); progress(k*len(blocks) + i + 1, len(names)*len(blocks), name)
+        except ModelError as e: steps = e
+        yield name, steps
 
 # %% ../../nbs/models/39_experiment.ipynb #ac458863
 def table_of(w, blocks) -> pd.DataFrame:
@@ -163,6 +165,7 @@ def evaluate(
     seed:int=0,
     ledger:Ledger=None,
     progress=quiet, # (done, total, what)
+    run=in_turn, # how the steps are made; see `parallel`
 ) -> Evaluation:
     "The walk forward of all members."
     blocks = folds(panel.days, score_from, score_to); panel = panel.days_upto(blocks[-1].stop)
@@ -172,13 +175,12 @@ def evaluate(
     with stopwatch() as watch:
         w = panel.windows(); targets, now = Targets.of(w), w.day >= blocks[0].start
         ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger))
-        for k, name in enumerate(names):
-            def shown(i, n, k=k, name=name): progress(k*n + i, len(names)*n, name)
-            try: ev.q[name], ev.sigma[name] = walk(MEMBERS[name], w, targets, blocks, seed, shown, who := [])
-            except ModelError as e:
-                if members not in SETS or name in BASELINES: raise
-                ev.left_out[name] = f'{e.what}; {e.why}'
-            if who: ev.answered[name] = pd.concat(who, ignore_index=True)
+        for name, steps in run(names, w, targets, blocks, seed, progress):
+            if isinstance(steps, ModelError):
+                if members not in SETS or name in BASELINES: raise steps
+                ev.left_out[name] = f'{steps.what}; {steps.why}'; continue
+            q, sigma, who = zip(*steps); ev.q[name], ev.sigma[name] = np.concatenate(q), np.concatenate(sigma)
+            if who[0] is not None: ev.answered[name] = pd.concat(who, ignore_index=True)
         ev.members = tuple(o for o in names if o not in ev.left_out)
         blend(ev)
     ev.seconds = watch.seconds
