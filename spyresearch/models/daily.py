@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .. import events
 from .baselines import Har
-from .targets import HORIZONS, NIGHTS, QUANTILES, known_close, linked
+from .targets import NIGHTS, QUANTILES, known_close, linked
 from ..sessions import add_sessions, sessions
 
 # %% ../../nbs/models/37_daily.ipynb #5ae4448d
