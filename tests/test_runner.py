@@ -114,7 +114,7 @@ def test_what_goes_with_a_minute_is_the_same_live_and_afterwards(tmp_path):
     live = r.store.features.file(day).read_bytes(); prepare(r.store)
     n = len(r.store.raw(day)) # the row after those is made of the feed's own seconds
     assert n == 250 and r.store.features.file(day).read_bytes().splitlines()[:n + 1] == live.splitlines()[:n + 1]
-    told = r.store.daily(day).loc[:, [f.name for f in REGISTRY if f.group in ('G7', 'G8', 'G9')]].notna().sum()
+    told = r.store.daily(day).loc[:, [f.name for f in REGISTRY if f.kept and f.group in ('G7', 'G8', 'G9')]].notna().sum()
     assert told['spread_60'] >= 8 and told['depth_imb_5'] >= 8 and told['log_iv_rem'] >= 8 and told['skew_25'] >= 8
 
 
