@@ -19,6 +19,7 @@ from ..core import ModelError, UsageError, git_revision, quiet, stopwatch
 from ..journal import Journal
 from .baselines import BASELINES
 from .boosted import Boosted, BoostedFlow, BoostedImplied
+from .daily import Daily
 from .folds import EMBARGO, Fold, folds
 from .forecaster import Targets
 from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_interval, skill_pct
@@ -42,7 +43,7 @@ class Ledger:
     def __len__(self): return len(set(self.keys()))
 
 # %% ../../nbs/models/39_experiment.ipynb #421444a1
-CANDIDATES, RATE, SMALL = ('har', 'boosted', 'scale', 'refined'), 3., .05 # who is averaged; weight lost for a day's loss; weights that count as none
+CANDIDATES, RATE, SMALL = ('har', 'boosted', 'daily', 'scale', 'refined'), 3., .05 # who is averaged; weight lost for a day's loss; weights that count as none
 
 def weights(
     loss:np.ndarray, # [D, K] mean loss of each day and candidate, NaN where not scored
@@ -58,8 +59,8 @@ def weights(
     return w/w.sum(1, keepdims=True)
 
 # %% ../../nbs/models/39_experiment.ipynb #778b55ab
-MEMBERS = BASELINES | {o.name: o for o in (Boosted, Scale, Refined, BoostedFlow, BoostedImplied)}
-SETS = dict(all=(*BASELINES, 'boosted', 'scale', 'refined'), light=(*BASELINES, 'scale'), fast=('const', 'tod', 'ewma_diurnal', 'har'))
+MEMBERS = BASELINES | {o.name: o for o in (Boosted, Daily, Scale, Refined, BoostedFlow, BoostedImplied)}
+SETS = dict(all=(*BASELINES, 'boosted', 'daily', 'scale', 'refined'), light=(*BASELINES, 'scale'), fast=('const', 'tod', 'ewma_diurnal', 'har'))
 SYSTEM = 'ensemble' # the system's own forecast
 
 def chosen(members) -> tuple: # names, in the tables' order

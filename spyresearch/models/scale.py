@@ -15,7 +15,7 @@ import numpy as np
 from .. import events
 from ..core import ModelError
 from .bank import bank
-from .baselines import Har
+from .daily import Daily
 from .boosted import grow, predict
 from .folds import REFIT
 from .past import SLOT, SLOTS, bar_variance
@@ -182,8 +182,8 @@ def paces(
     return (np.bincount(slot, size, SLOTS) + HELD*size.mean())/(n + HELD)/size.mean()
 
 # %% ../../nbs/models/38_scale.ipynb #c3b4e751
-class Scale(Har):
-    "Linear log variance on years of five-minute bars, residual quantiles by cell; log-HAR's answer for the day horizons."
+class Scale(Daily):
+    "Linear log variance on years of five-minute bars, residual quantiles by cell; `Daily`'s answer for the day horizons."
     name = 'scale'
     @classmethod
     def config(cls) -> dict: return super().config() | dict(ridge=RIDGE, drawn=DRAWN, kept=KEPT, cuts=CUTS, tables=repr(TABLES), held=HELD, rare=RARE)
