@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAST', 'STEPS', 'READ', 'SPREAD', 'BESIDE', 'FEWER', 'NEAR', 'CLIP', 'SIZES', 'CLASSES', 'TAIL', 'PASSES', 'AGAIN',
-           'BATCH', 'RATE', 'DECAY', 'PINBALL', 'CHECKS', 'EVERY', 'EARLIEST', 'FOLDER', 'SHARE', 'SEEDS', 'NETWORKS',
-           'ahead', 'outlook', 'tracks', 'at_origin', 'units', 'window', 'taught', 'fits_of', 'torch_alone', 'deep',
-           'columns_of', 'built', 'correction', 'measured', 'loss_of', 'judged', 'weights_of', 'put_weights', 'train',
-           'kept_in', 'pack', 'unpack', 'key_of', 'settings', 'network', 'latest', 'think', 'said', 'Network', 'Nhits',
-           'Nbeatsx', 'Tft']
+           'BATCH', 'RATE', 'DECAY', 'PINBALL', 'CHECKS', 'EVERY', 'EARLIEST', 'FOLDER', 'SHARE', 'NETWORKS', 'ahead',
+           'outlook', 'beside', 'beforehand', 'at_origin', 'units', 'window', 'taught', 'fits_of', 'torch_alone',
+           'deep', 'columns_of', 'built', 'correction', 'measured', 'loss_of', 'judged', 'weights_of', 'put_weights',
+           'train', 'kept_in', 'pack', 'unpack', 'key_of', 'settings', 'network', 'latest', 'think', 'said', 'Network',
+           'Nhits', 'Nbeatsx', 'Tft']
 
 # %% ../../nbs/models/50_networks.ipynb #684d3b94
 import hashlib, io, json, logging, os, random, warnings
@@ -57,19 +57,20 @@ BESIDE = 'now', 'signed_1', 'volume_1', 'fine_square_1', 'fine_range_1', 'since_
 FEWER = ('now', 'signed_1', 'volume_1'), ('now', 'level_4', 'level_16', 'level_78', 'day', 'variance_1d', 'variance_5d', 'volume_8', 'signed_8', 'since_open', 'fine_range_8', 'scatter_24')
 NEAR = 4.
 
-@lru_cache(maxsize=4)
-def tracks(
-    panel,
-) -> tuple: # [S, 78] log variance; [S, 78, 6] beside it; [S, 78, 4] known beforehand
-    "Every session, slot by slot."
-    b = bank(panel); usual, fomc = (np.diff(b.sums[o], axis=1) for o in ('usual', 'fomc')); angle = 2*np.pi*np.arange(SLOTS)/SLOTS
-    with np.errstate(all='ignore'): known = np.log(usual), np.log(fomc/usual)
-    clock = [np.broadcast_to(f(angle), usual.shape) for f in (np.sin, np.cos)]
-    return b.x[..., b.names.index('now')], b.x[..., [b.names.index(o) for o in BESIDE]], np.stack([*known, *clock], -1)
+def beside(panel, row, slot): # [..., 6]
+    "What else was measured in each slot."
+    b = bank(panel); return b.x[row[..., None], slot[..., None], [b.names.index(o) for o in BESIDE]]
+
+def beforehand(
+    panel, row:np.ndarray, slot:np.ndarray, # int, sessions and slots, broadcast
+) -> np.ndarray: # [..., 4]
+    "What is known of each slot at the open: usual variance, profile of a day with a statement, clock."
+    sums = bank(panel).sums; usual, fomc = (sums[o][row, slot + 1] - sums[o][row, slot] for o in ('usual', 'fomc')); angle = 2*np.pi*slot/SLOTS
+    with np.errstate(all='ignore'): return np.stack(np.broadcast_arrays(np.log(usual), np.log(fomc/usual), np.sin(angle), np.cos(angle)), -1)
 
 def at_origin(panel, s, k): # [N, 81]
     "The bank's numbers, the calendar, the time."
-    return np.c_[bank(panel).x[s, k], _calendar(panel)[s], k/SLOTS]
+    return np.c_[bank(panel).x[s, k], _calendar(tuple(bank(panel).days))[s], k/SLOTS]
 
 def units(x:np.ndarray, at:np.ndarray) -> np.ndarray: # float32
     "Standardised along the last axis by `at` [2, C]; unknown is the mean."
@@ -81,14 +82,13 @@ def window(
     s:np.ndarray, k:np.ndarray, rel:np.ndarray, # int [N], int [N], [N, 12] of `outlook`
 ) -> dict: # NeuralForecast's name -> float32 array
     "What a network sees at each origin."
-    series, beside, known = tracks(panel); past = k[:, None] + np.arange(1 - PAST, 1); row = s[:, None]; c, f = net['columns']
-    y = series[row, np.maximum(past, 0)]; seen = (past >= 0) & np.isfinite(y)
+    b, row, past = bank(panel), s[:, None], k[:, None] + np.arange(1 - PAST, 1); at = np.maximum(past, 0); c, f = net['columns']
+    y = b.x[row, at, b.names.index('now')]; seen = (past >= 0) & np.isfinite(y)
     y = np.where(seen, np.clip(y - y[:, -1:], -NEAR, NEAR), 0.)
-    ahead_too = np.clip(np.c_[past, k[:, None] + np.arange(1, STEPS + 1)], 0, SLOTS - 1)
-    answer = np.c_[np.zeros((len(s), PAST)), units(rel[..., None], net['m_rel'])[..., 0]]
-    beside = units(beside[row, np.maximum(past, 0)], net['m_beside'])*seen[..., None]
-    return {k: np.ascontiguousarray(o, np.float32) for k, o in dict(insample_y=y[..., None], insample_mask=seen[..., None], hist_exog=beside[..., c],
-        futr_exog=np.concatenate([units(known[row, ahead_too], net['m_known']), answer[..., None]], -1), stat_exog=units(at_origin(panel, s, k), net['m_origin'])[:, f]).items()}
+    slots = np.clip(np.c_[past, k[:, None] + np.arange(1, STEPS + 1)], 0, SLOTS - 1)
+    answer = np.c_[np.zeros((len(s), PAST)), units(rel[..., None], net['m_rel'])[..., 0]]; known = np.concatenate([units(beforehand(panel, row, slots), net['m_known']), answer[..., None]], -1)
+    out = dict(insample_y=y[..., None], insample_mask=seen[..., None], hist_exog=(units(beside(panel, row, at), net['m_beside'])*seen[..., None])[..., c], futr_exog=known, stat_exog=units(at_origin(panel, s, k), net['m_origin'])[:, f])
+    return {name: np.ascontiguousarray(o, np.float32) for name, o in out.items()}
 
 # %% ../../nbs/models/50_networks.ipynb #8b8fcbe7
 CLIP = 3., 10. # of a log variance's error; of a return in units
@@ -134,14 +134,14 @@ def deep(): # torch
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # about progress bars that nobody asked for
             import torch
-            import neuralforecast as _
+            import neuralforecast as _ # noqa: F401
     except ImportError as e: raise ModelError('NeuralForecast is not installed', str(e), 'install the section deep of requirements.lock, or leave the networks out') from e
     return torch
 
 # %% ../../nbs/models/50_networks.ipynb #3e1bdfc4
 def columns_of(panel, kind:str) -> tuple: # places beside the series, places at the origin
     "What a kind reads: TFT is slow in the number of its inputs and gets the few that matter most."
-    names = bank(panel).names; n = len(names) + _calendar(panel).shape[1] + 1
+    names = bank(panel).names; n = len(names) + _calendar(tuple(bank(panel).days)).shape[1] + 1
     if kind != 'tft': return list(range(len(BESIDE))), list(range(n))
     return [BESIDE.index(o) for o in FEWER[0]], [names.index(o) for o in FEWER[1]]
 
@@ -163,12 +163,12 @@ def correction(
     return 2*(out*base).sum(-1)/(base*base).sum(-1)
 
 # %% ../../nbs/models/50_networks.ipynb #80b09044
-TAIL, PASSES, AGAIN, BATCH, RATE, DECAY, PINBALL, CHECKS = 42, 2, 1, 256, 1e-3, 1e-2, .024, 4
+TAIL, PASSES, AGAIN, BATCH, RATE, DECAY, PINBALL, CHECKS = 42, 4, 2, 256, 1e-3, 1e-2, .024, 2
 
 def measured(t:dict, panel, kind:str, stop:int) -> dict:
     "What lessons are standardised by, and the quantiles of all returns in them."
-    _, beside, known = (o[:stop] for o in tracks(panel)); rows = at_origin(panel, t['s'], t['k'])
-    m = {f'm_{k}': np.stack(moments(x.reshape(-1, x.shape[-1]))) for k, x in dict(beside=beside, known=known, origin=rows, rel=t['rel'][..., None]).items()}
+    everywhere = np.arange(stop)[:, None], np.arange(SLOTS)[None]; rows = at_origin(panel, t['s'], t['k'])
+    m = {f'm_{k}': np.stack(moments(x.reshape(-1, x.shape[-1]))) for k, x in dict(beside=beside(panel, *everywhere), known=beforehand(panel, *everywhere), origin=rows, rel=t['rel'][..., None]).items()}
     return m | dict(base=np.stack([np.quantile(t['z'][t['ok'][:, j] > 0, j], QUANTILES) for j in range(STEPS)]).astype(np.float32), columns=columns_of(panel, kind))
 
 def loss_of(torch, model, net, panel, t, i): # (square of the log variance's error, the quantile loss), over rows `i`
@@ -292,26 +292,26 @@ def said(panel, stop:int, kind:str, seed:int) -> np.ndarray: # float32 [S, 78, 4
     return out
 
 # %% ../../nbs/models/50_networks.ipynb #2260953f
-SHARE, SEEDS = .5, 1 # of the correction; networks whose corrections are averaged
+SHARE = .7 # of the correction
 
 class Network(Scale):
     "The scale model and a share of what a network makes of its residual."
-    name, kind = 'network', None
+    name, kind, seeds = 'network', None, 3 # networks whose outputs are averaged
     @classmethod
-    def config(cls) -> dict: return super().config() | settings() | dict(kind=cls.kind, share=SHARE, seeds=SEEDS, size=repr(SIZES.get(cls.kind)))
+    def config(cls) -> dict: return super().config() | settings() | dict(kind=cls.kind, share=SHARE, seeds=cls.seeds, size=repr(SIZES.get(cls.kind)))
     def log_variance(self, panel, stop, h, s, minute, x):
         level = super().log_variance(panel, stop, h, s, minute, x)
         if h not in AHEAD: return level
-        each = [said(panel, latest(stop), self.kind, self.seed + i)[s, (minute + 1)//SLOT - 1, list(AHEAD).index(h)] for i in range(SEEDS)]
+        each = [said(panel, latest(stop), self.kind, self.seed + i)[s, (minute + 1)//SLOT - 1, list(AHEAD).index(h)] for i in range(self.seeds)]
         return level + SHARE*np.mean(each, 0)
     def remember(self, panel, stop, h, seed):
         super().remember(panel, stop, h, seed)
         if h in AHEAD: self.params[f'then_{h}'] = learned(panel, latest(stop), h)
-        if h == '5': self._keep([network(panel, latest(stop), self.kind, seed + i) for i in range(SEEDS)])
+        if h == '5': self._keep([network(panel, latest(stop), self.kind, seed + i) for i in range(self.seeds)])
 
 class Nhits(Network): name = kind = 'nhits'
 class Nbeatsx(Network): name = kind = 'nbeatsx'
-class Tft(Network): name = kind = 'tft'
+class Tft(Network): name, kind, seeds = 'tft', 'tft', 1
 
 NETWORKS = {o.name: o for o in (Nhits, Nbeatsx, Tft)}
 
@@ -332,7 +332,7 @@ def outputs(self:Network, windows) -> tuple: # [N, 4, 21] added to the base; [4,
     return out[:, READ], base[READ], correction(out, base)[:, READ]
 
 @patch
-def _nets(self:Network): return [(_unpacked(d), d) for d in (self.params[f'net{i}'].tobytes() for i in range(SEEDS))]
+def _nets(self:Network): return [(_unpacked(d), d) for d in (self.params[f'net{i}'].tobytes() for i in range(self.seeds))]
 
 @lru_cache(maxsize=8)
 def _unpacked(data:bytes): return unpack(data)

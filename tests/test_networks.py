@@ -1,0 +1,100 @@
+"""Networks on made bars: causal, the same again, resumed from a folder, whole on disk, and asked as NeuralForecast asks them."""
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from spyresearch.core import ModelError
+from spyresearch.models import networks as nw
+from spyresearch.models.bank import bank
+from spyresearch.models.forecaster import Targets, load
+from spyresearch.models.windows import Panel
+from spyresearch.tws.market import demo_tape
+
+PATHS = ('spyresearch.models.networks', 'spyresearch.models.experiment')
+
+
+@pytest.fixture(scope='module')
+def panel():
+    tape = demo_tape(days=90, older=120)
+    return Panel.from_bars(tape.bars['TRADES', '1 min'], tape.dividends.to_dict(), older=tape.bars['TRADES', '5 mins'])
+
+
+@pytest.fixture(scope='module')
+def deep():
+    if find_spec('neuralforecast'): return nw.deep()
+    if 'deep' in os.environ.get('SPY_REQUIRE', '').split(','): pytest.fail('NeuralForecast is missing, and SPY_REQUIRE asks for deep')
+    pytest.skip('needs the section deep of requirements.lock: NeuralForecast is not installed')
+
+
+def origins(panel, s, slots): return np.full(len(slots), s), np.asarray(slots)
+
+
+def test_the_module_is_imported_without_torch():
+    code = f"import sys, {', '.join(PATHS)}; sys.exit(any(o in sys.modules for o in ('torch', 'neuralforecast')))"
+    assert subprocess.run([sys.executable, '-c', code], timeout=120).returncode == 0
+
+
+def test_without_the_section_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'neuralforecast', None); monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(ModelError, match='section deep|not installed'), nw.torch_alone(0): pass
+
+
+def test_lessons_do_not_know_what_came_later(panel):
+    b = bank(panel); t, cut = nw.taught(panel, 120), b.first + 40
+    later = nw.taught(panel.days_upto(40), 120)
+    assert cut > 120 and all(np.array_equal(t[k], later[k]) for k in t)
+
+
+@pytest.mark.parametrize('kind', nw.CLASSES)
+def test_a_window_sees_its_own_session_only_and_up_to_its_origin(panel, kind, deep):
+    t = nw.taught(panel, 110); net = nw.measured(t, panel, kind, 110); s, k = origins(panel, 150, [2, 30, 70])
+    seen = nw.window(panel, net, s, k, np.zeros((3, nw.STEPS)))
+    short = panel.days_upto(150 - bank(panel).first + 1)
+    again = nw.window(short, net, s, k, np.zeros((3, nw.STEPS)))
+    assert all(np.array_equal(seen[o], again[o]) for o in seen) and (seen['insample_mask'][:, :, 0].sum(1) == [3, 24, 24]).all()
+    assert all(np.isfinite(o).all() for o in seen.values()) and len(net['columns'][1]) <= (12 if kind == 'tft' else 200)
+
+
+def test_the_same_again_in_any_order_and_resumed(panel, deep, tmp_path):
+    a, b = (nw.train(panel, 110, 'nhits', 5, passes=1) for _ in range(2))
+    assert all(np.array_equal(a[k], b[k]) for k in a if k != 'columns')
+    s, k = origins(panel, 120, [20, 21, 40]); fits = nw.fits_of(panel, 110); all_at_once = nw.think(panel, 'nhits', a, fits, s, k)
+    one = np.concatenate([nw.think(panel, 'nhits', a, fits, s[i:i + 1], k[i:i + 1]) for i in range(3)])
+    np.testing.assert_allclose(one, all_at_once, atol=1e-5)
+    with nw.kept_in(tmp_path):
+        nw.network.cache_clear(); first = nw.network(panel, 110, 'nhits', 5)
+        nw.network.cache_clear(); again = nw.network(panel, 110, 'nhits', 5)
+    assert len(list(tmp_path.glob('*.npz'))) == 1 and first['seconds'] == again['seconds'] and np.array_equal(first['curve'], again['curve'])
+
+
+@pytest.mark.parametrize('kind', nw.CLASSES)
+def test_trained_and_asked_by_hand_as_by_neuralforecast(panel, deep, kind):
+    net = nw.train(panel, 100, kind, 1, passes=1); s, k = origins(panel, 120, [10, 50]); rel = nw.outlook(panel, nw.fits_of(panel, 100), s, k)
+    model = nw._model(kind, nw.pack(net)); seen = nw.window(panel, net, s, k, rel)
+    with deep.inference_mode(): theirs = model.loss.domain_map(model({n: deep.from_numpy(o) for n, o in seen.items()})).numpy()[:, :, 0]
+    mine = nw.think(panel, kind, net, nw.fits_of(panel, 100), s, k)
+    np.testing.assert_array_equal(mine, theirs); assert np.isfinite(mine).all() and np.isfinite(net['curve']).all()
+
+
+def test_a_member_is_whole_on_disk_and_a_foreign_byte_is_refused(panel, deep, tmp_path):
+    class Short(nw.Nhits): seeds = 1
+    w = panel.windows(); t = Targets.of(w); old, new = w.day < 70, w.day >= 71
+    m = Short().fit(w[old], t[old]); q = m.quantiles(w[new]); folder = m.save(tmp_path/'m')
+    np.testing.assert_array_equal(load(folder).quantiles(w[new]), q)
+    known = np.isfinite(q[:, 0, 0]); assert known.any() and (np.diff(q[known, :4], axis=-1) >= -1e-12)[np.isfinite(q[known, :4, 1:])].all()
+    weights = folder/'params.npz'; data = bytearray(weights.read_bytes()); data[len(data)//2] ^= 1; weights.write_bytes(data)
+    with pytest.raises(ModelError): load(folder)
+
+
+def test_no_object_is_unpickled(tmp_path):
+    data = nw.io.BytesIO(); np.savez(data, w=np.array([object()], object), columns=np.array('[]'))
+    with pytest.raises(ValueError, match='pickle'): nw.unpack(data.getvalue())
+
+
+def test_too_little_history_is_said(panel, deep):
+    with pytest.raises(ModelError, match='deepen|labels'): nw.train(panel, 30, 'nhits', 0)
+    with pytest.raises(ModelError, match='needs 256 lessons'): nw.train(panel, 56, 'nhits', 0)
