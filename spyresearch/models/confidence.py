@@ -243,7 +243,7 @@ def fit_venn_abers(
     at = np.searchsorted(edges, p, 'right'); k = len(edges) + 1
     wins, n = (np.r_[0, np.bincount(at, o, k).cumsum()] for o in (win, np.ones_like(p)))
     def curve(new): # isotonic value of each group with one more outcome in it
-        with np.errstate(invalid='ignore'): mean = np.where(np.tri(k, dtype=bool).T, (wins[None, 1:] - wins[:-1, None] + new)/(n[None, 1:] - n[:-1, None] + 1), np.inf)
+        with np.errstate(all='ignore'): mean = np.where(np.tri(k, dtype=bool).T, (wins[None, 1:] - wins[:-1, None] + new)/(n[None, 1:] - n[:-1, None] + 1), np.inf)
         best = np.minimum.accumulate(mean[:, ::-1], 1)[:, ::-1]
         return np.where(np.tri(k, dtype=bool).T, best, -np.inf).max(0)
     return VennAbers(edges, curve(0), curve(1), len(p))
