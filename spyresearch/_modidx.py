@@ -1489,6 +1489,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'spyresearch/models/experiment.py'),
                                                'spyresearch.models.experiment.mean_of': ( 'models/experiment.html#mean_of',
                                                                                           'spyresearch/models/experiment.py'),
+                                               'spyresearch.models.experiment.mean_of_all': ( 'models/experiment.html#mean_of_all',
+                                                                                              'spyresearch/models/experiment.py'),
                                                'spyresearch.models.experiment.plain': ( 'models/experiment.html#plain',
                                                                                         'spyresearch/models/experiment.py'),
                                                'spyresearch.models.experiment.share': ( 'models/experiment.html#share',
