@@ -210,6 +210,6 @@ def rules_table(
 ) -> Markup:
     "Rules with what they got and what they need; a second column for goals where there are any."
     goals = any(r.goal for r in rules)
-    def cell(need, met): return Markup(f'{tag("span", need, cls="muted")}<br>{WORD[met]}')
+    def cell(need, met): return Markup(f'{tag("span", need, cls="muted")} <br>{WORD[met]}')
     rows = [[r.what, Markup(r.found), cell(r.need, r.met), *([cell(r.goal, r.reached)] if goals else [])] for r in rules]
     return tag('div', table(['condition', 'found', *(['must be', 'goal'] if goals else ['needs'])], rows, caption), cls='text rules')

@@ -82,16 +82,16 @@ def ahead(
 
 # %% ../nbs/60_report.ipynb #672627a9
 DIRECTION = dict(n=('forecasts', ',.0f'), days=('days', ',.0f'), hit=('right, %', '.1f'), always_long=('always long, %', '.1f'), auc=('AUC', '.3f'),
-                 brier_skill=('Brier skill, %', '+.2f'), ece_pp=('ECE, points', '.1f'), top_decile_gap_pp=('top tenth short by, points', '+.1f'),
-                 net_bp=('net, bp', '+.2f'), top_decile_net_bp=('top tenth net, bp', '+.2f')) # key -> title, format
+                 brier_skill=('Brier skill, %', '+.2f'), ece_pp=('ECE, points', '.1f'), net_bp=('net, bp', '+.2f')) # key -> title, format
 
 def direction(
     honesty:pd.DataFrame, # from `signals.honesty`: a row a holding time
 ) -> Markup:
     "How good the shadow probabilities were, and whether acting on them would have paid."
-    rows = [[HORIZONS.get(h, h), *(num(o.get(k), spec) for k, (_, spec) in DIRECTION.items())] for h, o in honesty.iterrows()]
-    if not rows: return tag('p', 'Direction: not measured. No head has forecast yet.')
-    return table(['held for', *(t for t, _ in DIRECTION.values())], rows, 'shadow forecasts, after costs')
+    rows = [[HORIZONS.get(h, h), *(num(o.get(k), spec) for k, (_, spec) in DIRECTION.items())] for h, o in honesty.iterrows() if not missing(o.get('hit'))]
+    few = [f"{HORIZONS.get(h, h)} ({o['n']:,.0f})" for h, o in honesty.iterrows() if missing(o.get('hit'))]
+    if not len(honesty): return tag('p', 'Direction: not measured. No head has forecast yet.')
+    return together([table(['held for', *(t for t, _ in DIRECTION.values())], rows, 'shadow forecasts, after costs') if rows else '', tag('p', f"Not measured, for want of matured forecasts: {', '.join(few)}.", cls='muted') if few else ''])
 
 # %% ../nbs/60_report.ipynb #d7e0a9a8
 def tenths(
@@ -118,12 +118,12 @@ def with_tenths(
 def deciles(
     ev:dict, # Evaluation JSON, from `with_tenths`
 ) -> Markup:
-    "Each head's tenths behind a fold; a head with too few says how many it has."
-    heads = {h: o for h in HORIZONS if 'tenths' in (o := at(ev, 'horizons', h) or {})}; few = [f"{HORIZONS[h]} ({o['n_shadow']:,})" for h, o in heads.items() if not o['tenths']]
+    "Each head's tenths behind a fold; `direction` names those that have too few."
+    heads = {h: o for h in HORIZONS if 'tenths' in (o := at(ev, 'horizons', h) or {})}
     def cells(k, o): return [f'{k}.', f"{o['n']:,}", num(o['declared'], '.1f'), num(o['right'], '.1f'), num(o['always_long'], '.1f'), Markup(f'{num(o["net_bp"], "+.2f")} <span class="muted">± {num(o["half_width"], ".1f")}</span>')]
     head = ['tenth', 'forecasts', 'declared, %', 'right, %', 'always long, %', 'net, bp']
     folds = [fold(f'{HORIZONS[h]}: tenths by declared probability', tag('div', table(head, [cells(k + 1, v) for k, v in enumerate(o['tenths'])]), cls='tight')) for h, o in heads.items() if o['tenths']]
-    return together([*folds, tag('p', f"Too few matured forecasts to cut into tenths: {', '.join(few)}.", cls='muted') if few else ''])
+    return together(folds)
 
 # %% ../nbs/60_report.ipynb #fde4f6e3
 SCORES = dict(n_trades=('trades', ',.0f', 1), net_bp_per_trade=('net, bp a trade', '+.2f', 1), sharpe=('Sharpe', '.2f', 1), psr=('PSR', '.2f', 1),

@@ -102,3 +102,24 @@ def test_a_page_prints(finished, browser):
     sheet = tab.pdf(format='A4')
     assert sheet[:4] == b'%PDF' and 3 <= len(re.findall(rb'/Type\s*/Page\b', sheet)) <= 14
     tab.close()
+
+
+def test_a_page_tells_how_the_models_were_judged(finished):
+    "The bar, the members, the weights and who was left out, each once, from the JSON beside the page."
+    page, name = finished[0].report.read_text(encoding='utf-8'), finished[0].manifest['run']
+    if name in ('backtest', 'train'): return
+    ev = finished[0].load('evaluation.json')
+    assert page.count('1, 2, 3, 5 days ahead: better than EWMA') == page.count('Whose forecast it is') == page.count('Each member against every baseline') == 1
+    assert page.count('name="members"') == sum(o['pinball_bp'] is not None for o in ev['horizons'].values())
+    for member, why in ev['models']['left_out'].items(): assert f'<b>{member}</b> took no part: {why}. What to do: ' in page
+    for h, path in ev['models']['weight_path'].items():
+        assert all(abs(sum(w) - 1) < 1e-3 for w in zip(*(v for k, v in path.items() if k != 'dates'))), h
+
+
+def test_a_table_of_members_is_read_on_a_phone(finished, browser):
+    tab = browser.new_page(viewport=dict(width=390, height=800))
+    tab.goto(finished[0].report.as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach(o => o.open = true)")
+    assert tab.evaluate('document.documentElement.scrollWidth') <= 390, 'the page scrolls sideways when its folds are open'
+    assert tab.locator('details[name=members][open]').count() <= 1
+    tab.close()
