@@ -271,10 +271,11 @@ def train(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily =
 
 @app.command()
 def evaluate(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
-             score_from: From = '', score_to: To = '', members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
-    "Forecasts against every baseline, walk-forward."
+             score_from: From = '', score_to: To = '', members: Members = 'all', ray: _opt(str, '--ray', 'Make the pieces of the walk in parallel: "local", or HOST:PORT of a Ray cluster.') = '',
+             client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
+    "Forecasts against every baseline, walk-forward; what an earlier run has finished is used again."
     _execute('evaluate', 'evaluation.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
-             score_from=score_from, score_to=score_to)
+             score_from=score_from, score_to=score_to, ray=ray)
 
 @app.command()
 def backtest(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import need
+from threadpoolctl import threadpool_limits
 
 from spyresearch.core import SPEED
 from spyresearch.models import parallel
@@ -16,6 +17,12 @@ from spyresearch.models.windows import Panel
 from spyresearch.tws.market import demo_tape
 
 NAMES = 'const,ewma_diurnal,garch_t,har'
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "As the launcher has it: GARCH's last bits depend on it."
+    import statsforecast.models, xgboost # noqa: F401 (what is loaded later would not be held)
+    with threadpool_limits(1): yield
 
 @pytest.fixture(scope='module')
 def panel():

@@ -7,7 +7,7 @@ __all__ = ['DAILY', 'Job', 'FORMAT', 'LIBRARIES', 'QUIET', 'STORE_BYTES', 'RETRI
            'here', 'whole', 'Walk', 'bundles', 'ray_module', 'answers', 'cluster', 'teach', 'Lost', 'OnRay']
 
 # %% ../../nbs/models/52_parallel.ipynb #db2a7f17
-import hashlib, io, json, os, socket
+import hashlib, io, json, logging, os, socket
 from collections import namedtuple
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -165,6 +165,7 @@ def ray_module():
     os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
     try: import ray
     except ImportError as e: raise UsageError('Ray is not installed', str(e), 'install ray as the section deep of requirements.lock has it, or leave out --ray') from e
+    logging.getLogger('ray').setLevel(logging.ERROR)
     return ray
 
 def answers(address:str): # HOST:PORT
