@@ -3,6 +3,7 @@ import os, signal, subprocess, sys, time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import need
 from threadpoolctl import threadpool_limits
@@ -51,6 +52,8 @@ def test_what_a_key_hangs_on(panel):
     assert key(moved('close', block.stop)) == first and key(seed=1) != first and last
     old = panel.older; c = old.close.copy(); c[0] += .01
     assert key(replace(panel, older=replace(old, close=c))) != first and key(replace(panel, older=None)) != first
+    table = pd.DataFrame(dict(open=1., high=1., low=1., close=[1., 2., 3.], dividend=0.), [old.days[0], panel.days[5], last]); one = key(replace(panel, daily=table))
+    assert one != first and one == key(replace(panel, daily=table[:2])) != key(replace(panel, daily=table[:1]))
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, plain):
     code = f'''

@@ -26,6 +26,8 @@ DAILY = 'x', 'open', 'high', 'low', 'close', 'volume', 'n', 'dividend' # arrays 
 
 def _add(h, days, arrays, d): h.update(str(days[d]).encode()); [h.update(np.ascontiguousarray(a[d]).tobytes()) for a in arrays]
 
+def _until(days, last): return sum(o <= last for o in days)
+
 def data_words(
     panel, # a `Panel`
     stops, # session counts, ascending
@@ -34,9 +36,10 @@ def data_words(
     old, h, out, k = panel.older, hashlib.sha256(json.dumps(panel.names).encode()), {}, 0
     for stop in stops:
         for d in range(k, stop): _add(h, panel.days, [getattr(panel, o) for o in DAILY], d)
-        k, before = stop, h.copy()
-        for d in range(sum(o <= panel.days[stop - 1] for o in old.days) if old is not None else 0): _add(before, old.days, [getattr(old, o) for o in DAILY[1:]], d)
-        out[stop] = before.hexdigest()
+        k, word = stop, h.copy()
+        for d in range(_until(old.days, panel.days[stop - 1])) if old is not None else (): _add(word, old.days, [getattr(old, o) for o in DAILY[1:]], d)
+        if panel.daily is not None: _add(word, ['daily'], [panel.daily.iloc[:_until(panel.daily.index, panel.days[stop - 1])].reset_index().astype(str).to_numpy(str)[None]], 0)
+        out[stop] = word.hexdigest()
     return out
 
 # %% ../../nbs/models/52_parallel.ipynb #14f5fa5e
