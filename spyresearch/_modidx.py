@@ -1783,6 +1783,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'spyresearch/models/parallel.py'),
                                              'spyresearch.models.parallel._add': ( 'models/parallel.html#_add',
                                                                                    'spyresearch/models/parallel.py'),
+                                             'spyresearch.models.parallel._until': ( 'models/parallel.html#_until',
+                                                                                     'spyresearch/models/parallel.py'),
                                              'spyresearch.models.parallel._word': ( 'models/parallel.html#_word',
                                                                                     'spyresearch/models/parallel.py'),
                                              'spyresearch.models.parallel.answers': ( 'models/parallel.html#answers',
