@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SESSION_ENDS', 'BENCHES', 'python', 'bench_start', 'plain_history', 'bench_history', 'peak_mb', 'bench_run',
-           'busy_seconds', 'bench_second', 'depth_stream', 'bench_book', 'minutes_of', 'bench_forecast',
-           'bench_session', 'table', 'run_bench']
+           'busy_seconds', 'bench_second', 'depth_stream', 'bench_book', 'bench_forecast', 'bench_session', 'table',
+           'run_bench']
 
 # %% ../nbs/63_bench.ipynb #ffcb1175
 import asyncio, os, subprocess, sys, tempfile
@@ -162,19 +162,6 @@ def bench_book(n):
     yield row('book', f'{len(ops):,} depth operations', a, "ib_async's updateMktDepthL2, which does not judge the book", b, len(ops)/50_000)
 
 # %% ../nbs/63_bench.ipynb #d9dabfce
-def minutes_of(
-    panel,
-    d:int, # a session
-    minutes, # last known bars
-) -> list: # a panel as it was after each
-    "A session as it grows."
-    from dataclasses import replace
-    def upto(m):
-        kept = {o: getattr(panel, o)[:d + 1].copy() for o in ('open', 'high', 'low', 'close', 'volume')}
-        for v in kept.values(): v[d, m + 1:] = np.nan
-        return replace(panel.days_upto(d + 1), **kept)
-    return [upto(m) for m in minutes]
-
 def bench_forecast(n):
     "One minute's forecast, 99th percentile."
     from spyresearch.models import bank, refined, touch
@@ -187,8 +174,8 @@ def bench_forecast(n):
     def say(p, m): at = p.windows(np.array([d]), np.array([m])); s = model.sigma(at); return model.quantiles(at), grid.probabilities(s, np.array([m]))
     def anew(p, m): bank._LATE.clear(); return say(p, m)
     for _ in range(n):
-        a, said = each(lambda o: say(*o), list(zip(minutes_of(panel, d, minutes), minutes)))
-        b, again = each(lambda o: anew(*o), list(zip(minutes_of(panel, d, minutes[:5]), minutes)))
+        a, said = each(lambda o: say(*o), [(panel.after(d, m), m) for m in minutes])
+        b, again = each(lambda o: anew(*o), [(panel.after(d, m), m) for m in minutes[:5]])
         for x, y in zip(said, again): same(x[0], y[0], 0, 'all sessions anew'); same(x[1], y[1], 0, 'all sessions anew')
         ours.append(p99(a[1:])); theirs.append(p99(b))
     yield row('forecast', 'bands of all horizons and the touch grid, one minute; 99th percentile', ours, 'the same, its measures made anew from 220 sessions', theirs, .05)

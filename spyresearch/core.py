@@ -6,10 +6,10 @@
 __all__ = ['UTC', 'ET', 'SPEED', 'SpyError', 'CheckFailed', 'UsageError', 'DataError', 'FolderError', 'ModelError', 'FeedError',
            'PermissionMissing', 'NothingToDo', 'RealClock', 'FixedClock', 'settle', 'stopwatch', 'parse_asof',
            'provenance_of', 'is_tradable', 'stamp', 'one_provenance', 'slug', 'quiet', 'bar_progress', 'atomic_write',
-           'file_hash', 'git_revision', 'package_versions']
+           'pack', 'unpack', 'file_hash', 'git_revision', 'package_versions']
 
 # %% ../nbs/00_core.ipynb #380a27e9
-import asyncio, hashlib, os, re, subprocess, sys, tempfile, time
+import asyncio, hashlib, io, os, re, subprocess, sys, tempfile, time, zipfile
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, time as clock_time, timedelta, timezone
 from functools import cache
@@ -179,6 +179,23 @@ def atomic_write(
         if tmp and os.path.exists(tmp): os.unlink(tmp)
         raise FolderError(f'cannot write {path}', e.strerror or str(e), 'free some space or make the folder writable, then run again; nothing was lost') from e
     return path
+
+# %% ../nbs/00_core.ipynb #8e0acc35
+def pack(
+    arrays:dict, # name -> array
+    small:bool=False, # compressed
+) -> bytes: # of an .npz
+    "Arrays as a file's content."
+    import numpy as np
+    out = io.BytesIO(); (np.savez_compressed if small else np.savez)(out, **arrays)
+    return out.getvalue()
+
+def unpack(data:bytes) -> dict: # name -> array
+    "What `pack` made; a `ValueError` for anything else, objects included."
+    import numpy as np
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as z: return {k: z[k] for k in z.files}
+    except (EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e: raise ValueError(f'no archive of arrays: {e!r}') from e
 
 # %% ../nbs/00_core.ipynb #da69661c
 def file_hash(path) -> str:

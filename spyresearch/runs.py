@@ -9,7 +9,7 @@ __all__ = ['RUNS', 'KERNEL', 'find', 'declared', 'check', 'note', 'data_hash', '
 # %% ../nbs/61_runs.ipynb #a1a09c1b
 import ast, hashlib, json, logging, os, platform, sys
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -100,8 +100,7 @@ def since(
     first, # date
 ): # a Panel
     "The days from `first` on."
-    k = sum(d < first for d in panel.days)
-    return replace(panel, **{o: getattr(panel, o)[k:] for o in ('days', 'x', 'open', 'high', 'low', 'close', 'volume', 'n', 'dividend')})
+    return panel.days_from(sum(d < first for d in panel.days))
 
 # %% ../nbs/61_runs.ipynb #0d50c55c
 @dataclass(frozen=True)

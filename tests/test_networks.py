@@ -1,4 +1,5 @@
 """Networks on made bars: causal, the same again, resumed from a folder, whole on disk, and asked as NeuralForecast asks them."""
+import io
 import os
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_the_same_again_in_any_order_and_resumed(panel, deep, tmp_path):
 @pytest.mark.parametrize('kind', nw.CLASSES)
 def test_trained_and_asked_by_hand_as_by_neuralforecast(panel, deep, kind):
     net = nw.train(panel, 100, kind, 1, passes=1); s, k = origins(panel, 120, [10, 50]); rel = nw.outlook(panel, nw.fits_of(panel, 100), s, k)
-    model = nw._model(kind, nw.pack(net)); seen = nw.window(panel, net, s, k, rel)
+    model = nw._model(kind, nw.packed(net)); seen = nw.window(panel, net, s, k, rel)
     with deep.inference_mode(): theirs = model.loss.domain_map(model({n: deep.from_numpy(o) for n, o in seen.items()})).numpy()[:, :, 0]
     mine = nw.think(panel, kind, net, nw.fits_of(panel, 100), s, k)
     np.testing.assert_array_equal(mine, theirs); assert np.isfinite(mine).all() and np.isfinite(net['curve']).all()
@@ -91,8 +92,8 @@ def test_a_member_is_whole_on_disk_and_a_foreign_byte_is_refused(panel, deep, tm
 
 
 def test_no_object_is_unpickled(tmp_path):
-    data = nw.io.BytesIO(); np.savez(data, w=np.array([object()], object), columns=np.array('[]'))
-    with pytest.raises(ValueError, match='pickle'): nw.unpack(data.getvalue())
+    data = io.BytesIO(); np.savez(data, w=np.array([object()], object), columns=np.array('[]'))
+    with pytest.raises(ValueError, match='pickle'): nw.unpacked(data.getvalue())
 
 
 def test_too_little_history_is_said(panel, deep):

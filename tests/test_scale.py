@@ -26,12 +26,6 @@ def panel(shared):
     paid = {pd.Timestamp(d).date(): float(v) for d, v in pd.read_csv(shared('spy_dividends.csv')).itertuples(index=False)}
     return Panel.from_bars(bars['2025-02-03':'2025-09-30'], paid, 'replay:spy', older=five['2023-09-01':'2025-01-31'])
 
-def cut(panel, d, m):
-    "The panel as it was known after minute `m` of its `d`th session."
-    kept = {o: getattr(panel, o)[:d + 1].copy() for o in PRICES}
-    for v in kept.values(): v[d, m + 1:] = np.nan
-    return replace(panel.days_upto(d + 1), **kept)
-
 def test_five_minutes_are_those_of_the_tape(panel, shared):
     "The slots of a panel's minutes are the recorded five-minute bars of the same days, to the cent."
     mine = bank(panel).slots; first = bank(panel).first; theirs = five_minutes(read_bars(shared('spy_5min.parquet'))['2025-02-03':'2025-07-31'])
@@ -44,7 +38,7 @@ def test_the_bank_knows_nothing_later(panel):
     "At random minutes of random days, a half day too: whatever comes after, what stood before stands to the last bit."
     whole, rng = bank(panel), np.random.default_rng(3); half = int(np.flatnonzero(panel.n < 390)[0])
     for d, m in [(half, 150), *zip(rng.integers(1, len(panel), 3), rng.integers(1, 380, 3))]:
-        early = bank(cut(panel, int(d), int(m))); s, k = early.first + int(d), (int(m) + 1)//5
+        early = bank(panel.after(int(d), int(m))); s, k = early.first + int(d), (int(m) + 1)//5
         np.testing.assert_array_equal(early.x[:s], whole.x[:s]); np.testing.assert_array_equal(early.x[s, :k], whole.x[s, :k])
         assert np.isnan(early.x[s, k:]).all()
         for o in AHEAD_SUMS: np.testing.assert_array_equal(early.sums[o], whole.sums[o][:s + 1])

@@ -15,8 +15,8 @@ from spyresearch.models.experience import WATCHED, distance, experience, outside
 from spyresearch.models.experiment import evaluate
 from spyresearch.models.folds import folds
 from spyresearch.models.metrics import inside, per_day, pinball_bp, rolling_error, skill_pct
-from spyresearch.models.targets import AHEAD, EVERY, FIRST, QUANTILES
-from spyresearch.models.tracking import CELLS, Forecast, Outcome, adjust, learn, load_state, origin_times, save_state, start, step, track, weights
+from spyresearch.models.targets import AHEAD, EVERY, FIRST, QUANTILES, origin_times
+from spyresearch.models.tracking import CELLS, Forecast, Outcome, adjust, learn, load_state, save_state, start, step, track, weights
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import is_session, session
 

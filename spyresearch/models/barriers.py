@@ -15,7 +15,8 @@ from fastcore.basics import patch
 
 from ..bars import carry
 from ..core import UsageError
-from ..sessions import MINUTES, session
+from .targets import origin_times
+from ..sessions import MINUTES
 
 # %% ../../nbs/models/46_barriers.ipynb #06f8b6e0
 NEVER = MINUTES # a bar that does not come
@@ -119,8 +120,7 @@ def triple_barrier(
 @patch
 def known_at(self:Labels, panel) -> pd.DatetimeIndex: # New York; NaT for unknown
     "When each label is known."
-    opens = pd.DatetimeIndex([session(panel.days[d]).open for d in self.day])
-    return (opens + pd.to_timedelta(self.known.astype(int) + 1, unit='min')).where(self.first != UNKNOWN)
+    return origin_times([panel.days[d] for d in self.day], self.known).where(self.first != UNKNOWN)
 
 # %% ../../nbs/models/46_barriers.ipynb #e885c531
 def race_grid(

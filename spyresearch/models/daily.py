@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .. import events
 from .baselines import Har
-from .targets import NIGHTS, QUANTILES, known_close, linked
+from .targets import NIGHTS, QUANTILES, first_open, known_close, linked
 from ..sessions import add_sessions, sessions
 
 # %% ../../nbs/models/37_daily.ipynb #5ae4448d
@@ -23,8 +23,7 @@ def of_minutes(
     panel, # a `Panel`
 ) -> pd.DataFrame: # open, high, low, close, dividend in USD; indexed by date
     "The panel's sessions as daily bars."
-    opens = panel.open[np.arange(len(panel)), (~np.isnan(panel.close)).argmax(1)]
-    return pd.DataFrame(dict(open=opens, high=np.nanmax(panel.high, 1), low=np.nanmin(panel.low, 1), close=known_close(panel)[:, -1], dividend=panel.dividend), index=list(panel.days))
+    return pd.DataFrame(dict(open=first_open(panel), high=np.nanmax(panel.high, 1), low=np.nanmin(panel.low, 1), close=known_close(panel)[:, -1], dividend=panel.dividend), index=list(panel.days))
 
 @lru_cache(maxsize=4)
 def history(

@@ -28,8 +28,8 @@ from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, roll
 from .networks import NETWORKS
 from .refined import Refined
 from .scale import Scale
-from .targets import AHEAD, HORIZONS, ripe
-from .tracking import origin_times, track
+from .targets import AHEAD, HORIZONS, origin_times, ripe
+from .tracking import track
 from ..sessions import MINUTES
 
 # %% ../../nbs/models/50_experiment.ipynb #eb38831c

@@ -7,18 +7,17 @@ __all__ = ['FEW', 'SAME', 'SOURCES', 'KINDS', 'Targets', 'Forecaster', 'why_sile
            'Scaled', 'by_cell', 'fingerprints', 'why_foreign', 'load']
 
 # %% ../../nbs/models/34_forecaster.ipynb #fbbe60e7
-import hashlib, io, json, re
+import hashlib, json, re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import ModelError, UsageError, atomic_write
+from ..core import ModelError, UsageError, atomic_write, pack, unpack
 from ..features.registry import REGISTRY, Feature, Registry
 from .targets import HORIZONS, QUANTILES, log_rv, returns
 from .windows import Windows
@@ -285,10 +284,10 @@ def columns(self:Scaled): # sorted
 @patch
 def save(self:Scaled, folder) -> Path:
     "Write `model.json` and `params.npz`."
-    buffer = io.BytesIO(); np.savez(buffer, **self.params)
-    about = dict(kind=type(self).__name__, name=self.name, horizons=list(HORIZONS), quantiles=QUANTILES.tolist(), params=hashlib.sha256(buffer.getvalue()).hexdigest(),
+    data = pack(self.params)
+    about = dict(kind=type(self).__name__, name=self.name, horizons=list(HORIZONS), quantiles=QUANTILES.tolist(), params=hashlib.sha256(data).hexdigest(),
                  reads=list(self.reads), features=fingerprints(self.columns), notes=self.notes)
-    atomic_write(Path(folder)/'params.npz', buffer.getvalue()); atomic_write(Path(folder)/'model.json', json.dumps(about, indent=1))
+    atomic_write(Path(folder)/'params.npz', data); atomic_write(Path(folder)/'model.json', json.dumps(about, indent=1))
     return Path(folder)
 
 # %% ../../nbs/models/34_forecaster.ipynb #b15545fb
@@ -308,8 +307,8 @@ def load(
     "A saved forecaster, exactly as it was."
     try:
         about = json.loads((Path(folder)/'model.json').read_text('utf8')); data = (Path(folder)/'params.npz').read_bytes()
-        with np.load(io.BytesIO(data), allow_pickle=False) as z: params = {k: z[k] for k in z.files}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as e: raise ModelError(f'{folder}: no model can be read', str(e), 'train again with spy train') from e
+        params = unpack(data)
+    except (OSError, ValueError) as e: raise ModelError(f'{folder}: no model can be read', str(e), 'train again with spy train') from e
     why = why_foreign(about) or ('' if about.get('params') == hashlib.sha256(data).hexdigest() else 'its numbers are not those that it was saved with')
     if why: raise ModelError(f"{folder}: {about.get('name', 'a model')} does not fit this version", why, 'train again with spy train')
     model = KINDS[about['kind']](); model.params, model.notes = params, about['notes']

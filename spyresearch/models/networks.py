@@ -7,11 +7,11 @@ __all__ = ['PAST', 'STEPS', 'READ', 'SPREAD', 'BESIDE', 'FEWER', 'NEAR', 'CLIP',
            'BATCH', 'RATE', 'DECAY', 'PINBALL', 'CHECKS', 'EVERY', 'EARLIEST', 'FOLDER', 'SHARE', 'NETWORKS', 'ahead',
            'outlook', 'beside', 'beforehand', 'at_origin', 'units', 'window', 'taught', 'fits_of', 'torch_alone',
            'deep', 'columns_of', 'built', 'correction', 'measured', 'loss_of', 'judged', 'weights_of', 'put_weights',
-           'train', 'kept_in', 'pack', 'unpack', 'key_of', 'settings', 'network', 'latest', 'think', 'said', 'Network',
-           'Nhits', 'Nbeatsx', 'Tft']
+           'train', 'kept_in', 'packed', 'unpacked', 'key_of', 'settings', 'network', 'latest', 'think', 'said',
+           'Network', 'Nhits', 'Nbeatsx', 'Tft']
 
 # %% ../../nbs/models/43_networks.ipynb #684d3b94
-import hashlib, io, json, logging, os, random, warnings
+import hashlib, json, logging, os, random, warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import ModelError, atomic_write, stopwatch
+from ..core import ModelError, atomic_write, pack, stopwatch, unpack
 from .bank import bank
 from .folds import REFIT
-from .past import SLOT, SLOTS
+from .past import SLOT, SLOTS, last_ended
 from .scale import Scale, _calendar, between, held, learned, lessons, linear, moments, regressors, stops
 from .targets import AHEAD, QUANTILES
 
@@ -98,7 +98,7 @@ def taught(
     stop:int, # sessions of the bank that teach
 ) -> dict: # s, k int [N]; rel, error, z, ok [N, 12]
     "Origins before `stop`, and how far each step came out from the scale model's answer."
-    b = bank(panel); s, minute, _, _, ok = lessons(panel, '5'); at = ok & (s < stop); s, k = s[at], (minute[at] + 1)//SLOT - 1
+    b = bank(panel); s, minute, _, _, ok = lessons(panel, '5'); at = ok & (s < stop); s, k = s[at], last_ended(minute[at])
     rel = outlook(panel, fits_of(panel, stop), s, k, {h: lessons(panel, h)[2][at] for h in AHEAD})
     end = k[:, None] + np.arange(1, STEPS + 1); inside = SLOT*(end + 1) <= b.n[s][:, None]; close = b.slots.close
     with np.errstate(all='ignore'):
@@ -228,13 +228,13 @@ def kept_in(
     try: yield
     finally: FOLDER.reset(token)
 
-def pack(net:dict) -> bytes: # .npz
+def packed(net:dict) -> bytes: # .npz
     "Arrays alone."
-    out = io.BytesIO(); np.savez(out, **{k: o for k, o in net.items() if k != 'columns'}, columns=np.array(json.dumps(net['columns']))); return out.getvalue()
+    return pack(net | dict(columns=np.array(json.dumps(net['columns']))))
 
-def unpack(data:bytes) -> dict:
-    "What `pack` made; nothing in it is run."
-    with np.load(io.BytesIO(data), allow_pickle=False) as z: net = {k: z[k] for k in z.files}
+def unpacked(data:bytes) -> dict:
+    "What `packed` made; nothing in it is run."
+    net = unpack(data)
     return net | dict(columns=tuple(json.loads(str(net['columns']))))
 
 # %% ../../nbs/models/43_networks.ipynb #00052685
@@ -253,11 +253,11 @@ def network(
 ) -> dict: # of `train`, and `seconds`
     "The network of one date, warm from the one before."
     folder = FOLDER.get(); path = folder/f'{kind}_{stop}_{seed}_{key_of(panel, stop, kind, seed)}.npz' if folder else None
-    if path and path.exists(): return unpack(path.read_bytes())
+    if path and path.exists(): return unpacked(path.read_bytes())
     parent = network(panel, stop - EVERY, kind, seed) if stop - EVERY >= EARLIEST else None
     with stopwatch() as watch: net = train(panel, stop, kind, seed, parent)
     net['seconds'] = np.array(watch.seconds)
-    if path: atomic_write(path, pack(net))
+    if path: atomic_write(path, packed(net))
     return net
 
 def latest(stop:int) -> int: return stop - (stop - 1) % EVERY # the session count at which the network was learned
@@ -266,7 +266,7 @@ def latest(stop:int) -> int: return stop - (stop - 1) % EVERY # the session coun
 @lru_cache(maxsize=8)
 def _model(kind:str, data:bytes):
     "A network with its weights, ready to be asked."
-    net = unpack(data)
+    net = unpacked(data)
     with torch_alone(0) as torch: return put_weights(torch, built(kind, net['columns'], 0), net).eval()
 
 def think(
@@ -277,7 +277,7 @@ def think(
 ) -> np.ndarray: # float32 [N, 12, 21]
     "The outputs at each origin."
     import torch
-    model = model or _model(kind, pack(net)); rel, out = outlook(panel, fits, s, k, x), np.empty((len(s), STEPS, len(QUANTILES)), np.float32)
+    model = model or _model(kind, packed(net)); rel, out = outlook(panel, fits, s, k, x), np.empty((len(s), STEPS, len(QUANTILES)), np.float32)
     with torch.inference_mode():
         for i in np.array_split(np.arange(len(s)), len(s)//2048 + 1):
             if len(i): out[i] = model({n: torch.from_numpy(o) for n, o in window(panel, net, s[i], k[i], rel[i]).items()}).numpy()
@@ -286,7 +286,7 @@ def think(
 @lru_cache(maxsize=64)
 def said(panel, stop:int, kind:str, seed:int) -> np.ndarray: # float32 [S, 78, 4], NaN where it was not asked
     "What the network of one date said of the log variance afterwards, for as long as it serves."
-    s, minute, _, _, ok = lessons(panel, '5'); at = ok & (s >= stop) & (s < stop + EVERY + REFIT); s, k = s[at], (minute[at] + 1)//SLOT - 1
+    s, minute, _, _, ok = lessons(panel, '5'); at = ok & (s >= stop) & (s < stop + EVERY + REFIT); s, k = s[at], last_ended(minute[at])
     net, out = network(panel, stop, kind, seed), np.full((len(bank(panel).days), SLOTS, len(READ)), np.nan, np.float32)
     out[s, k] = correction(think(panel, kind, net, fits_of(panel, stop), s, k, {h: lessons(panel, h)[2][at] for h in AHEAD}), net['base'])[:, READ]
     return out
@@ -302,7 +302,7 @@ class Network(Scale):
     def log_variance(self, panel, stop, h, s, minute, x):
         level = super().log_variance(panel, stop, h, s, minute, x)
         if h not in AHEAD: return level
-        each = [said(panel, latest(stop), self.kind, self.seed + i)[s, (minute + 1)//SLOT - 1, list(AHEAD).index(h)] for i in range(self.seeds)]
+        each = [said(panel, latest(stop), self.kind, self.seed + i)[s, last_ended(minute), list(AHEAD).index(h)] for i in range(self.seeds)]
         return level + SHARE*np.mean(each, 0)
     def remember(self, panel, stop, h, seed):
         super().remember(panel, stop, h, seed)
@@ -319,14 +319,14 @@ NETWORKS = {o.name: o for o in (Nhits, Nbeatsx, Tft)}
 @patch
 def _keep(self:Network, nets):
     "Weights as parameters, the course of training as notes."
-    self.params |= {f'net{i}': np.frombuffer(pack(o), np.uint8) for i, o in enumerate(nets)}
+    self.params |= {f'net{i}': np.frombuffer(packed(o), np.uint8) for i, o in enumerate(nets)}
     self.notes['training'] = [dict(steps=int(o['curve'][-1, 0]), seconds=round(float(o['seconds']), 1), parameters=int(sum(v.size for k, v in o.items() if k.startswith('w_'))),
         curve=[dict(step=int(a), training=round(float(b), 4), square=round(float(c), 4), pinball=round(float(d), 4)) for a, b, c, d in o['curve']]) for o in nets]
 
 @patch
 def outputs(self:Network, windows) -> tuple: # [N, 4, 21] added to the base; [4, 21] the base; [N, 4] correction
     "What the fitted networks say at the last slot that has ended, on the average."
-    s, k = bank(windows.panel).first + windows.day, (windows.minute + 1)//SLOT - 1; fits = {h: self.params[f'then_{h}'] for h in AHEAD}
+    s, k = bank(windows.panel).first + windows.day, last_ended(windows.minute); fits = {h: self.params[f'then_{h}'] for h in AHEAD}
     each = [(think(windows.panel, self.kind, net, fits, s, k, model=_model(self.kind, data)), net['base']) for net, data in self._nets()]
     out, base = (np.mean([o[i] for o in each], 0) for i in (0, 1))
     return out[:, READ], base[READ], correction(out, base)[:, READ]
@@ -335,7 +335,7 @@ def outputs(self:Network, windows) -> tuple: # [N, 4, 21] added to the base; [4,
 def _nets(self:Network): return [(_unpacked(d), d) for d in (self.params[f'net{i}'].tobytes() for i in range(self.seeds))]
 
 @lru_cache(maxsize=8)
-def _unpacked(data:bytes): return unpack(data)
+def _unpacked(data:bytes): return unpacked(data)
 
 # %% ../../nbs/models/43_networks.ipynb #4ee48e07
 @patch

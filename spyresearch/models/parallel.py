@@ -7,7 +7,7 @@ __all__ = ['DAILY', 'Job', 'FORMAT', 'LIBRARIES', 'QUIET', 'STORE_BYTES', 'RETRI
            'here', 'whole', 'Walk', 'bundles', 'ray_module', 'answers', 'cluster', 'teach', 'Lost', 'OnRay']
 
 # %% ../../nbs/models/52_parallel.ipynb #db2a7f17
-import hashlib, io, json, logging, os, socket
+import hashlib, json, logging, os, socket
 from collections import namedtuple
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import SPEED, FolderError, ModelError, SpyError, UsageError, atomic_write, package_versions
+from ..core import SPEED, FolderError, ModelError, SpyError, UsageError, atomic_write, pack, package_versions, unpack
 from .champions import code_word
 from .experiment import MEMBERS, step
 from .scale import Scale
+from .windows import PER_DAY
 
 # %% ../../nbs/models/52_parallel.ipynb #585e5033
-DAILY = 'x', 'open', 'high', 'low', 'close', 'volume', 'n', 'dividend' # arrays of a panel, a row a session
+DAILY = PER_DAY[1:] # arrays of a panel, a row a session
 
 def _add(h, days, arrays, d): h.update(str(days[d]).encode()); [h.update(np.ascontiguousarray(a[d]).tobytes()) for a in arrays]
 
@@ -73,9 +74,8 @@ class Pieces:
         piece:tuple, # of `step`
     ):
         "Keep a piece."
-        q, sigma, who = piece; buffer = io.BytesIO()
-        np.savez_compressed(buffer, key=key, q=q, sigma=sigma, **({} if who is None else {k: who[k].to_numpy(str) for k in who}))
-        data = buffer.getvalue(); atomic_write(self.path(key), data + hashlib.sha256(data).digest())
+        q, sigma, who = piece
+        data = pack(dict(key=key, q=q, sigma=sigma) | ({} if who is None else {k: who[k].to_numpy(str) for k in who}), small=True); atomic_write(self.path(key), data + hashlib.sha256(data).digest())
 
 @patch
 def get(self:Pieces,
@@ -86,7 +86,7 @@ def get(self:Pieces,
     except FileNotFoundError: return None
     except OSError as e: raise FolderError(f'cannot read {self.path(key)}', e.strerror or str(e), 'make the folder readable, then run again') from e
     if hashlib.sha256(data[:-32]).digest() != data[-32:]: return self.aside(key, 'it is not what was written')
-    with np.load(io.BytesIO(data[:-32]), allow_pickle=False) as z: got = {k: z[k] for k in z.files}
+    got = unpack(data[:-32])
     if str(got.pop('key')) != key: return self.aside(key, 'it is another piece under this name')
     q, sigma = got.pop('q'), got.pop('sigma')
     return q, sigma, pd.DataFrame({k: v.astype(object) for k, v in got.items()}) if got else None

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from .bank import bank
 from .boosted import CLIP, grow, predict
 from .folds import REFIT
 from .scale import Scale, WITHIN, learned, lessons, linear, moments, regressors, standard
@@ -94,6 +95,9 @@ class Refined(Scale):
         super().remember(panel, stop, h, seed); at = lately(stop)
         self.params[f'trees_{h}'] = np.frombuffer(trees(panel, at, h, seed), np.uint8)
         self.params |= {f'net_{k}': v for k, v in network(panel, at, seed).items()}
-    def answer(self, windows, h, x, s):
-        x2 = seen(windows.panel, s, windows.minute); net = {k[4:]: v for k, v in self.params.items() if k.startswith('net_')}
-        return super().answer(windows, h, x, s) + SHARE[h]*(predict(self.params[f'trees_{h}'].tobytes(), x2) + think(net, x2)[:, WITHIN.index(h)])
+    def levels(self, windows):
+        out = super().levels(windows); at = np.isfinite(out).any(1)
+        if at.any():
+            w = windows[at]; x = seen(w.panel, bank(w.panel).first + w.day, w.minute); said = think({k[4:]: v for k, v in self.params.items() if k.startswith('net_')}, x)
+            out[at] += np.array(list(SHARE.values()))*(said + np.stack([predict(self.params[f'trees_{h}'].tobytes(), x) for h in WITHIN], 1))
+        return out

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['WITHIN', 'YOUNG', 'FINER', 'RIDGE', 'FAR', 'LEAST', 'TABLES', 'DRAWN', 'KEPT', 'CUTS', 'HELD', 'RARE', 'between',
-           'stops', 'held', 'regressors', 'lessons', 'standard', 'moments', 'ridge', 'linear', 'learned', 'thirds',
-           'cells', 'tables', 'paces', 'Scale', 'state_of']
+           'stops', 'held', 'regressors', 'sufficient', 'lessons', 'standard', 'moments', 'ridge', 'linear', 'learned',
+           'thirds', 'cells', 'tables', 'paces', 'Scale', 'state_of']
 
 # %% ../../nbs/models/41_scale.ipynb #b0948d71
 from functools import lru_cache
 
 import numpy as np
+from fastcore.basics import patch
 
 from .. import events
 from ..core import ModelError
 from .bank import bank
 from .daily import Daily
 from .folds import REFIT
-from .past import SLOT, SLOTS, bar_variance
+from .past import SLOT, SLOTS, bar_variance, last_ended
 from .targets import AHEAD, HORIZONS, QUANTILES
 from ..sessions import MINUTES
 
@@ -69,7 +70,7 @@ def regressors(
     h:str, # a horizon within the day
 ) -> tuple: # float32 [N, K], NaN where not known; how many of the columns are the plain ones
     "What the log variance of a window is explained by."
-    b = bank(panel); slot = (minute + 1)//SLOT - 1; stop = np.where((o := stops(b.n[s], minute, h)) < 0, minute + 1, o)
+    b = bank(panel); slot = last_ended(minute); stop = np.where((o := stops(b.n[s], minute, h)) < 0, minute + 1, o)
     with np.errstate(all='ignore'):
         w = {k: between(v[s], minute + 1, stop) for k, v in b.sums.items()}
         target = [np.log(w['usual']), np.log(w['fresh']/w['usual']), np.log(np.maximum(w['yesterday'], 1e-12)), np.log(np.maximum(w['week'], 1e-12)), np.log(w['fomc']/w['usual'])]
@@ -78,6 +79,12 @@ def regressors(
     hour = (minute[:, None]//30 == np.arange(1, 13)).astype(np.float32); t = minute[:, None] + 1
     x = np.where(np.isfinite(x), x, np.nan)
     return np.concatenate([x, _calendar(tuple(b.days))[s], hour, x[:, young]*np.exp(-t/60), x[:, young]*(1 - t/MINUTES)], 1, dtype=np.float32), len(names)
+
+FINER = 'fine', 'jump', 'undone', 'falling', 'ratio' # numbers that need minutes
+
+def sufficient(b, x:np.ndarray) -> np.ndarray: # bool [N]
+    "Where all regressors are known that do not need minutes."
+    return np.isfinite(np.delete(x, [i for i, o in enumerate(b.names) if o.startswith(FINER)], 1)).all(1)
 
 @lru_cache(maxsize=8)
 def lessons(
@@ -89,10 +96,7 @@ def lessons(
     minute = SLOT*(k + 1) - 1; ok = np.isfinite(b.slots.close[s, k]); s, minute = s[ok], minute[ok]
     x, plain = regressors(panel, s, minute, h); stop = stops(b.n[s], minute, h)
     with np.errstate(all='ignore'): y = np.log(np.where(stop > 0, between(held(panel)[s], minute + 1, np.maximum(stop, 0)), np.nan))
-    fine = [i for i, o in enumerate(b.names) if o.startswith(FINER)]
-    return s, minute, x, np.where(np.isfinite(y), y, np.nan), np.isfinite(np.delete(x, fine, 1)).all(1)
-
-FINER = 'fine', 'jump', 'undone', 'falling', 'ratio' # numbers that need minutes
+    return s, minute, x, np.where(np.isfinite(y), y, np.nan), sufficient(b, x)
 
 # %% ../../nbs/models/41_scale.ipynb #90fa18e7
 RIDGE, FAR = 1e-3, 8.
@@ -188,8 +192,6 @@ class Scale(Daily):
     def config(cls) -> dict: return super().config() | dict(ridge=RIDGE, drawn=DRAWN, kept=KEPT, cuts=CUTS, tables=repr(TABLES), held=HELD, rare=RARE)
     def log_variance(self, panel, stop, h, s, minute, x): # [N], of the model as it stood with the sessions before `stop`
         return linear(learned(panel, stop, h), x)
-    def answer(self, windows, h, x, s): # [N], of the fitted model
-        return linear(self.params[f'ridge_{h}'], x)
     def remember(self, panel, stop, h, seed): self.params[f'ridge_{h}'] = learned(panel, stop, h)
     def fit(self, windows, targets, seed=0):
         self.seed = seed; super().fit(windows, targets, seed); b = bank(windows.panel)
@@ -200,12 +202,10 @@ class Scale(Daily):
             self.remember(windows.panel, stop, h, seed); self.shaped(windows, targets, h, stop)
         return self
 
-# %% ../../nbs/models/41_scale.ipynb #e0417c2e
-from fastcore.basics import patch
-
+# %% ../../nbs/models/41_scale.ipynb #855c941f
 def state_of(panel, s, minute, level, h): # recent, day, level [N]
     "What decides an origin's cell: signed returns of late, the move since the open, the level of volatility."
-    b = bank(panel); slot = (minute + 1)//SLOT - 1; stop = stops(b.n[s], minute, h)
+    b = bank(panel); slot = last_ended(minute); stop = stops(b.n[s], minute, h)
     with np.errstate(all='ignore'): usual = np.log(between(b.sums['usual'][s], minute + 1, np.where(stop < 0, minute + 1, stop)))
     return b.x[s, slot, b.names.index('signed_8')], b.x[s, slot, b.names.index('since_open')], level - usual
 
@@ -218,7 +218,7 @@ def residuals(self:Scale, panel, h, stop): # session, minute, log variance, retu
         try: level[at] = self.log_variance(panel, start - 1, h, s[at], minute[at], x[at])
         except ModelError: break
     close = b.slots.close; end = stops(b.n[s], minute, h)//SLOT - 1
-    with np.errstate(all='ignore'): y = np.where(end >= 0, np.log(close[s, np.maximum(end, 0)]/close[s, (minute + 1)//SLOT - 1]), np.nan)
+    with np.errstate(all='ignore'): y = np.where(end >= 0, np.log(close[s, np.maximum(end, 0)]/close[s, last_ended(minute)]), np.nan)
     keep = np.isfinite(level + y)
     return s[keep], minute[keep], level[keep], y[keep]
 
@@ -226,11 +226,11 @@ def residuals(self:Scale, panel, h, stop): # session, minute, log variance, retu
 @patch
 def shaped(self:Scale, windows, targets, h, stop):
     "Bias and shape of one horizon from the residuals."
-    panel, j = windows.panel, HORIZONS.index(h); s, minute, level, y = self.residuals(panel, h, stop)
+    panel, j = windows.panel, WITHIN.index(h); s, minute, level, y = self.residuals(panel, h, stop)
     if len(y) < LEAST: raise ModelError(f'the scale model needs {LEAST} residuals at {h}', f'{len(y)} lie outside what it learned from', 'deepen the history (spy history --deepen), or leave the member out')
     state = state_of(panel, s, minute, level, h); lately = s >= stop - CUTS
     self.params[f'cuts_{h}'] = cuts = np.stack([thirds(o[lately]) for o in state])
-    slot = (minute + 1)//SLOT - 1; self.params[f'pace_{h}'] = pace = paces(y/np.exp(level/2), slot)
+    slot = last_ended(minute); self.params[f'pace_{h}'] = pace = paces(y/np.exp(level/2), slot)
     self.params[f'tables_{h}'] = tables(y/np.exp(level/2)/pace[slot], cells(minute, *state, cuts))
     known = dict(zip(zip(s.tolist(), minute.tolist()), level)); b = bank(panel)
     mine = np.array([known.get((b.first + d, m), np.nan) for d, m in zip(windows.day.tolist(), windows.minute.tolist())])
@@ -241,9 +241,8 @@ def levels(self:Scale, windows) -> np.ndarray: # [N, 5] log variance in the mode
     "The fitted model's answer for the horizons within the day."
     b, out = bank(windows.panel), np.full((len(windows), 5), np.nan); s = b.first + windows.day
     for j, h in enumerate(WITHIN):
-        x, plain = regressors(windows.panel, s, windows.minute, h); fine = [i for i, o in enumerate(b.names) if o.startswith(FINER)]
-        ok = np.isfinite(np.delete(x, fine, 1)).all(1) & (stops(b.n[s], windows.minute, h) > 0)
-        if ok.any(): out[ok, j] = self.answer(windows[ok], h, x[ok], s[ok])
+        x, _ = regressors(windows.panel, s, windows.minute, h); ok = sufficient(b, x) & (stops(b.n[s], windows.minute, h) > 0)
+        if ok.any(): out[ok, j] = linear(self.params[f'ridge_{h}'], x[ok])
     return out
 
 # %% ../../nbs/models/41_scale.ipynb #1fa02771
@@ -261,5 +260,5 @@ def quantiles(self:Scale, windows) -> np.ndarray: # [N, 9, 21] log returns
     for j, h in enumerate(WITHIN):
         cell = cells(windows.minute, *state_of(windows.panel, s, windows.minute, level[:, j], h), self.params[f'cuts_{h}'])
         shape = np.mean([t[c] for t, c in zip(self.params[f'tables_{h}'], cell)], 0)
-        out[:, j] = (np.exp(level[:, j]/2)*self.params[f'pace_{h}'][(windows.minute + 1)//SLOT - 1])[:, None]*shape
+        out[:, j] = (np.exp(level[:, j]/2)*self.params[f'pace_{h}'][last_ended(windows.minute)])[:, None]*shape
     return out

@@ -9,15 +9,14 @@ __all__ = ['DISTANCES', 'LIMITS', 'KNOTS', 'NEAR', 'MOST', 'LEAST', 'WIDTH', 'FL
            'hour', 'taught', 'Direct', 'load_touch', 'race_losses', 'walk_touch']
 
 # %% ../../nbs/models/47_touch.ipynb #d1fc7502
-import io, json
+import json
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from fastcore.basics import patch
 from scipy.special import erfc
 
-from ..core import ModelError, UsageError, atomic_write
+from ..core import ModelError, UsageError, atomic_write, pack, unpack
 from .barriers import DOWN, LONG, NEITHER, UNKNOWN, UP, fits, race_grid
 from .targets import AHEAD, known_close, last_minute
 from ..sessions import MINUTES
@@ -306,8 +305,8 @@ KINDS = dict(Touch=Touch, Direct=Direct)
 @patch
 def save(self:Touch, folder) -> Path:
     "Write `touch.json` and `touch.npz`."
-    buffer = io.BytesIO(); np.savez(buffer, **self.params); about = self.config() | dict(kind=type(self).__name__, params=sorted(self.params))
-    atomic_write(Path(folder)/'touch.npz', buffer.getvalue()); atomic_write(Path(folder)/'touch.json', json.dumps(about, indent=1))
+    about = self.config() | dict(kind=type(self).__name__, params=sorted(self.params))
+    atomic_write(Path(folder)/'touch.npz', pack(self.params)); atomic_write(Path(folder)/'touch.json', json.dumps(about, indent=1))
     return Path(folder)
 
 def load_touch(
@@ -316,8 +315,8 @@ def load_touch(
     "A saved Touch or Direct, exactly as it was."
     try:
         about = json.loads((Path(folder)/'touch.json').read_text('utf8'))
-        with np.load(Path(folder)/'touch.npz', allow_pickle=False) as z: params = {k: z[k] for k in z.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as e: raise ModelError(f'{folder}: no touch model can be read', str(e), 'fit it again') from e
+        params = unpack((Path(folder)/'touch.npz').read_bytes())
+    except (OSError, ValueError) as e: raise ModelError(f'{folder}: no touch model can be read', str(e), 'fit it again') from e
     kind = KINDS.get(about.get('kind'))
     if kind is None or about != kind.config() | dict(kind=kind.__name__, params=sorted(params)): raise ModelError(f'{folder}: the touch model does not fit this version', 'it was saved with other settings or parameters', 'fit it again')
     out = kind(); out.params = params

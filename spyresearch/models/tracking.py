@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['STEPS', 'MOVES', 'HOURS', 'THIRDS', 'CELLS', 'CUT', 'BOUNDS', 'RING', 'SHARE', 'SPANS', 'MOST', 'ABOUT', 'push',
            'moved', 'pace', 'cells', 'recut', 'State', 'start', 'weights', 'Forecast', 'Outcome', 'stamp_of', 'mixed',
-           'whole', 'adjust', 'placed', 'learn', 'remember', 'step', 'track', 'origin_times', 'save_state',
-           'load_state']
+           'whole', 'adjust', 'placed', 'learn', 'remember', 'step', 'track', 'save_state', 'load_state']
 
 # %% ../../nbs/models/44_tracking.ipynb #13ff1519
-import io, json
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
-from ..core import ET, ModelError, UsageError, atomic_write
+from ..core import ET, ModelError, UsageError, atomic_write, pack, unpack
 from .targets import AHEAD, EVERY, FIRST, QUANTILES, SCORED
-from ..sessions import MINUTES, session
+from ..sessions import MINUTES
 
 # %% ../../nbs/models/44_tracking.ipynb #c0b133df
 STEPS = 0, .002, .005, .01, .03 # eta of each expert, in units of sigma a label
@@ -239,29 +237,20 @@ def track(
         wait += [Outcome(t, h, y[i, j], t + later[j]) for j, h in enumerate(AHEAD) if np.isfinite(y[i, j])]
     return out, s
 
-def origin_times(
-    days, # [N] date of each origin
-    minute, # int [N]
-) -> pd.DatetimeIndex: # New York
-    "When the bar of each origin was known."
-    opens = {d: session(d).open for d in set(days)}
-    return pd.DatetimeIndex([opens[d] for d in days]) + pd.to_timedelta(np.asarray(minute) + 1, unit='min')
-
 # %% ../../nbs/models/44_tracking.ipynb #d75a955b
 ABOUT = dict(what='tracking', horizons=list(AHEAD), quantiles=QUANTILES.tolist())
 
 def save_state(s:State, path) -> Path:
     "Write a state to an .npz file."
-    buffer = io.BytesIO(); np.savez(buffer, about=np.array(json.dumps(ABOUT)), **vars(s))
-    return atomic_write(Path(path), buffer.getvalue())
+    return atomic_write(Path(path), pack(dict(about=np.array(json.dumps(ABOUT))) | vars(s)))
 
 def load_state(path) -> State:
     "A saved state, exactly as it was."
     try:
-        with np.load(path, allow_pickle=False) as z: got = {k: z[k] for k in z.files}
+        got = unpack(Path(path).read_bytes())
         about, kind = json.loads(str(got.pop('about'))), 'scale' if got['move'].shape[-1] == 1 else 'levels'
         like, s = vars(start(kind, got['steps'])), State(**got)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, UsageError, BadZipFile) as e: raise ModelError(f'{path}: no state can be read', str(e), 'replay the record to make it anew') from e
+    except (OSError, ValueError, KeyError, TypeError, IndexError, UsageError) as e: raise ModelError(f'{path}: no state can be read', str(e), 'replay the record to make it anew') from e
     if about != ABOUT or any(got[k].shape != v.shape or got[k].dtype != v.dtype for k, v in like.items()) or not np.isfinite(got['move']).all():
         raise ModelError(f'{path} does not fit this version', 'its horizons, levels or sizes are others', 'replay the record to make it anew')
     return s
