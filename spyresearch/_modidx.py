@@ -1492,6 +1492,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'spyresearch/models/experiment.py'),
                                                'spyresearch.models.experiment.mean_of_all': ( 'models/experiment.html#mean_of_all',
                                                                                               'spyresearch/models/experiment.py'),
+                                               'spyresearch.models.experiment.once': ( 'models/experiment.html#once',
+                                                                                       'spyresearch/models/experiment.py'),
                                                'spyresearch.models.experiment.plain': ( 'models/experiment.html#plain',
                                                                                         'spyresearch/models/experiment.py'),
                                                'spyresearch.models.experiment.share': ( 'models/experiment.html#share',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'RATE', 'SMALL', 'MEMBERS', 'ALL', 'SETS', 'SYSTEM', 'THIRDS', 'PROBABILITIES', 'SCHEMA', 'Ledger',
-           'weights', 'chosen', 'carried', 'Evaluation', 'step', 'in_turn', 'table_of', 'mean_of_all', 'blend',
+           'weights', 'chosen', 'carried', 'Evaluation', 'step', 'in_turn', 'table_of', 'once', 'mean_of_all', 'blend',
            'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
 
 # %% ../../nbs/models/50_experiment.ipynb #92c17b46
@@ -149,17 +149,29 @@ def table_of(w, blocks) -> pd.DataFrame:
     fold = np.searchsorted([b.start for b in blocks], w.day, 'right') - 1
     return pd.DataFrame(dict(day=[w.panel.days[d] for d in w.day], minute=w.minute, day_ix=w.day, fold=fold, counted=w.panel.n[w.day] == MINUTES))
 
+# %% ../../nbs/models/50_experiment.ipynb #0f2fd83f
+def once(
+    w:np.ndarray, # [N, K] weights of an origin's candidates
+    q:list, # K arrays [N, 21]
+) -> np.ndarray: # [N, K], rows sum to one
+    "The weights without those of candidates that repeat an earlier one, origin by origin."
+    again = np.stack([np.any([((o == e) | np.isnan(o) & np.isnan(e)).all(1) for e in q[:k]] or [np.zeros(len(w), bool)], axis=0) for k, o in enumerate(q)], 1)
+    w = np.where(again, 0., w)
+    return w/w.sum(1, keepdims=True)
+
 def mean_of_all(w, x): # [N, K] weights, K arrays [N, L]; a weight of nothing times an absent number is nothing
     return sum(np.where(w[:, k, None] > 0, w[:, k, None]*o, 0) for k, o in enumerate(x))
 
+# %% ../../nbs/models/50_experiment.ipynb #323dc56a
 def blend(ev:Evaluation):
     "Add the system's forecast to an evaluation."
     names = [o for o in CANDIDATES if o in ev.members]; day = ev.origins.day_ix.to_numpy()
     q, sigma = np.empty_like(ev.q[names[0]]), np.empty_like(ev.sigma[names[0]])
     for j, h in enumerate(HORIZONS):
         w = weights(np.stack([ev.loss(o, h) for o in names], 1), lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j])
-        ev.weights[h] = pd.DataFrame(w, ev.days, names)
-        q[:, j] = mean_of_all(w[day], [ev.q[o][:, j] for o in names]); sigma[:, j] = np.exp(mean_of_all(w[day], [np.log(ev.sigma[o][:, j, None]) for o in names])[:, 0])
+        each = [ev.q[o][:, j] for o in names]; used = once(w[day], each)
+        ev.weights[h] = pd.DataFrame({o: per_day(used[:, k], day, len(w)) for k, o in enumerate(names)}, ev.days).fillna(pd.DataFrame(w, ev.days, names))
+        q[:, j] = mean_of_all(used, each); sigma[:, j] = np.exp(mean_of_all(used, [np.log(ev.sigma[o][:, j, None]) for o in names])[:, 0])
     ev.frozen, ev.sigma[SYSTEM] = q, sigma
     ev.q[SYSTEM] = track(origin_times(ev.origins.day, ev.origins.minute), sigma, q, ev.y)[0].astype(np.float32)
 
