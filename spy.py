@@ -26,7 +26,15 @@ BIN = VENV/('Scripts' if os.name == 'nt' else 'bin')
 PYTHON = BIN/('python.exe' if os.name == 'nt' else 'python')
 # A second core that spins for work costs 10 to 75 times the speed; a random hash seed costs reproducibility.
 ENV = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0')
-NEEDS = {'test': ('core', 'test', 'bare', 'browser'), 'bench': ('core', 'test')}  # groups of the lock that a command rests on; else core
+NEEDS = {'test': ('core', 'test', 'bare', 'browser', 'torch', 'deep'), 'bench': ('core', 'test')}  # groups of the lock that a command rests on; else core
+DEEP = {'deep', 'nhits', 'nbeatsx', 'tft', '--ray'}  # words that ask for networks or for Ray, half of all that could be installed
+
+
+def needs(args):
+    "The groups of the lock that a command line rests on."
+    command = next((o for o in args if not o.startswith('-')), '')
+    groups = NEEDS.get(command, ('core',))
+    return groups if 'deep' in groups or not DEEP & set(re.split('[ ,=]', ' '.join(args))) else (*groups, 'torch', 'deep')
 
 
 def stop(what, why='', todo='', code=3):
@@ -148,12 +156,11 @@ def hand_over(cmd, env=None):
 
 def main(args):
     "Install what the command needs, then become the `spy` command."
-    command = next((o for o in args if not o.startswith('-')), '')
     for n in (getattr(signal, o) for o in ('SIGTERM', 'SIGHUP') if hasattr(signal, o)):
         if signal.getsignal(n) != signal.SIG_IGN:
             signal.signal(n, lambda n, _: sys.exit(128 + n))
     try:
-        install(NEEDS.get(command, ('core',)))
+        install(needs(args))
         return hand_over([PYTHON, '-m', 'spyresearch.cli', *args], {**os.environ, **ENV, **{k: os.environ[k] for k in ENV if k in os.environ}})
     except KeyboardInterrupt:
         return 130

@@ -6,7 +6,7 @@ import pytest
 
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 required = set(filter(None, os.environ.get('SPY_REQUIRE', '').split(',')))
-LACK = dict(shared='the real price records', browser='a Chromium browser', ray='the section deep of requirements.lock')
+LACK = dict(shared='the real price records', browser='a Chromium browser', deep='the section deep of requirements.lock')
 
 def need(kind, what):
     "Fail when this run was told to require `kind`, else skip."

@@ -1,12 +1,12 @@
 """Networks on made bars: causal, the same again, resumed from a folder, whole on disk, and asked as NeuralForecast asks them."""
 import io
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from conftest import need
 
 from spyresearch.core import ModelError
 from spyresearch.models import networks as nw
@@ -26,9 +26,8 @@ def panel():
 
 @pytest.fixture(scope='module')
 def deep():
-    if find_spec('neuralforecast'): return nw.deep()
-    if 'deep' in os.environ.get('SPY_REQUIRE', '').split(','): pytest.fail('NeuralForecast is missing, and SPY_REQUIRE asks for deep')
-    pytest.skip('needs the section deep of requirements.lock: NeuralForecast is not installed')
+    if not find_spec('neuralforecast'): need('deep', 'NeuralForecast')
+    return nw.deep()
 
 
 def origins(panel, s, slots): return np.full(len(slots), s), np.asarray(slots)

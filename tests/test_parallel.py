@@ -86,7 +86,7 @@ def test_no_damage_passes_for_a_piece(tmp_path, panel):
 def two_nodes(monkeypatch):
     "A cluster of two machines of one processor each, on loopback (not on 127.0.0.1, which Ray takes for the machine's outer address)."
     try: parallel.ray_module(); from ray.cluster_utils import Cluster
-    except parallel.UsageError: need('ray', 'Ray')
+    except parallel.UsageError: need('deep', 'Ray')
     for k, v in SPEED.items(): monkeypatch.setenv(k, v)
     one = dict(num_cpus=1, include_dashboard=False, object_store_memory=2**28)
     cluster = Cluster(initialize_head=True, head_node_args=one | dict(node_ip_address='127.0.0.2', _system_config=dict(health_check_initial_delay_ms=500, health_check_period_ms=500, health_check_failure_threshold=3)))
@@ -127,7 +127,7 @@ def dying(folder):
 
 def test_bundles_and_failures_on_a_local_ray(panel, tmp_path, monkeypatch):
     try: parallel.ray_module()
-    except parallel.UsageError: need('ray', 'Ray')
+    except parallel.UsageError: need('deep', 'Ray')
     names, seen, walk = 'har,boosted,scale', [], Walk(work=OnRay('local', 2))
     with monkeypatch.context() as m:
         m.setattr(parallel, 'teach', dying(tmp_path)); ev = evaluate(panel, names, run=walk, progress=lambda done, total, what='': seen.append(done))
