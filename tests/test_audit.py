@@ -8,7 +8,7 @@ import pytest
 from spyresearch.bars import read_bars
 from spyresearch.core import CheckFailed, DataError
 from spyresearch.events import fomc_day, month_end
-from spyresearch.features.audit import audit, audit_record, check_causal, check_features, dated, examine, growth
+from spyresearch.features.audit import audit, audit_record, check_causal, check_features, dated, examine, growth, memory
 from spyresearch.features.batch import compute
 from spyresearch.features.flow import flow_minutes
 from spyresearch.features.registry import REGISTRY, Registry, feature
@@ -198,3 +198,46 @@ def test_growth_is_caught_on_real_sessions(spy):
     g = growth(spy['2025-03-03':'2025-04-28'], mine)['grows']
     assert g['ok'] == '' and g['loop'] == 'work' and all('state over sessions' in g[o] for o in ('hoard', 'once_a_week', 'array', 'text')), g
     with pytest.raises(DataError, match='5 sessions are too few'): growth(spy['2025-03-03':'2025-03-07'], mine)
+
+
+# memory, emptiness, warm-up
+
+def test_a_feature_that_remembers_more_than_it_declares_is_named(spy):
+    "An average that runs on has seen every bar: no number of sessions is the right one, if it is slow and has values from the first bar."
+    bars, mine = spy['2025-07-07':'2025-08-29'], Registry()
+    def mean(g, w, out=np.nan): return np.array([[out := x if out != out else out if x != x else (1 - w)*out + w*x for x in day] for day in g.close.tolist()])
+    def step(b, s, w): s.x = b.close if s.x != s.x else s.x if b.close != b.close else (1 - w)*s.x + w*b.close; return s.x
+    def plant(name, w, n): feature(name, partial(mean, w=w), registry=mine, group='mine', formula='-', scope='continuous', sessions=n, inputs=('close',), state=dict(x=np.nan), step=partial(step, w=w))
+    for n in (0, 1, 5): plant(f'slow_{n}', .001, n)
+    plant('quick', .1, 1)
+    feature('days', lambda g: np.arange(len(g))[:, None] + 0*g.close, registry=mine, group='mine', formula='sessions so far', scope='continuous', inputs=('close',), state=dict(n=-1),
+            step=lambda b, s: setattr(s, 'n', s.n + (b.minute == 0)) or s.n + 0*b.close)
+    feature('yesterday', lambda g: np.where(g.linked, np.roll(g.close[:, -1:], 1, 0), np.nan) + 0*g.close, registry=mine, group='mine', formula="yesterday's close", scope='continuous', sessions=1, inputs=('close',),
+            state=dict(was=np.nan, now=np.nan), step=lambda b, s: (s.__dict__.update(was=s.now if b.linked else np.nan) if b.minute == 0 else None, s.__dict__.update(now=b.close), s.was + 0*b.close)[2])
+    v = examine(bars, mine, cuts=6)['verdict']
+    for o in ('slow_0', 'slow_1', 'slow_5', 'days'): assert 'remembers more than' in v[o], v
+    assert v['quick'].startswith('has a value on') and 'before 1 sessions' in v['quick'] and v['yesterday'] == 'ok', v
+    with pytest.raises(CheckFailed, match='5 features do not pass') as e: check_features(bars, mine, cuts=6)
+    assert 'slow_1: remembers more than the 1 sessions declared' in e.value.why
+
+
+def test_an_empty_column_is_a_fault_unless_the_bars_lack_what_it_reads(spy):
+    bars, mine = spy['2025-07-07':'2025-08-29'], Registry()
+    plant = partial(feature, registry=mine, group='mine', formula='-')
+    plant('infinite', lambda g: g.close/0., inputs=('close',))
+    plant('nowhere', lambda g: g['level1.nonsense'], inputs=('level1.nonsense',))
+    plant('quotes', lambda g: g.ba_close - g.ba_open, inputs=('ba_open', 'ba_close'))
+    plant('through', lambda g: 2*g.nowhere, inputs=('nowhere',))
+    plant('soon', lambda g: g.close - g.open, inputs=('open', 'close'), warmup=10)
+    t = examine(bars, mine, cuts=2)
+    assert t['verdict'].to_dict() == dict(infinite='no value in 40 sessions: the bars have all that it reads, and its formula is never finite', nowhere='not checked: the bars do not carry level1.nonsense',
+        quotes='not checked: the bars do not carry ba_open, ba_close', through='not checked: the bars do not carry level1.nonsense', soon='has a value on 360 rows before its bar 10') and not t['ok'].any()
+    with pytest.raises(CheckFailed, match='2 features do not pass: infinite, soon'): check_features(bars, mine, cuts=2)
+    assert check_features(bars, mine, ['nowhere'], cuts=2)['verdict'].str.startswith('not checked').all()
+
+
+def test_everything_declared_remembers_what_it_says(spy):
+    "Kept or off, on real sessions."
+    bars = drawn(spy['2025-03-03':'2025-04-28'])
+    found = memory(bars.assign(ba_open=bars['close'] - .01, ba_close=bars['close'] + .01, iv_close=.2 + bars['close']/1e5))
+    assert list(found.index) == REGISTRY.names(off=True) and found[['enough', 'fewer_is_empty']].all(axis=None), found[found['beyond'] + found['early'] > 0]
