@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['YEAR', 'LEAST', 'DRAWS', 'UNKEPT', 'FEW', 'sharpe', 'sharpe_error', 'sharpe_interval', 'psr', 'best_of', 'dsr', 'pbo',
-           'max_drawdown', 'top_days_share', 'profit_factor', 'sharpe_bootstrap', 'sharpe_gain', 'summary']
+           'max_drawdown', 'top_days_share', 'profit_factor', 'sharpe_bootstrap', 'sharpe_gain', 'reality_check',
+           'trade_returns', 'order_risk', 'apart', 'summary']
 
 # %% ../../nbs/trade/45_significance.ipynb #a64e6cee
 from itertools import combinations
@@ -153,6 +154,60 @@ def sharpe_gain(
     at = block_draws(len(a), np.random.default_rng(seed), DRAWS); d = _sharpes(a, at) - _sharpes(b, at)
     lower, upper = np.quantile(d, [.05, .95])
     return dict(gain=gain, lower=float(lower), upper=float(upper), p=float((d <= 0).mean()))
+
+# %% ../../nbs/trade/45_significance.ipynb #eb08baf4
+def reality_check(
+    rules, # [days, rules] net returns
+    other=0., # [days] of the rule to beat; by default, of doing nothing
+    seed:int=0,
+) -> dict: # best: its column; gain_bp a day; p_white, p_spa: of the best of worthless rules; NaN with too few days
+    "Could the best of these rules be luck?"
+    d = np.asarray(rules, float); d = d - (other if np.ndim(other) == 0 else np.asarray(other, float)[:, None]); n = len(d)
+    d = d[:, d.std(0) > 1e-15]
+    if n < 60 or not d.shape[1]: return dict(n_rules=d.shape[1], best=None, gain_bp=float('nan'), p_white=float('nan'), p_spa=float('nan'))
+    at, mean = block_draws(n, np.random.default_rng(seed), DRAWS), d.mean(0)
+    drawn = np.stack([o[at].mean(1) for o in d.T], 1); scale = drawn.std(0)
+    hopeful = mean/scale >= -sqrt(2*np.log(np.log(n)))
+    least, most = (np.maximum(((drawn - o)/scale).max(1), 0.) for o in (mean, mean*hopeful)); seen = max((mean/scale).max(), 0.)
+    return dict(n_rules=d.shape[1], best=int((mean/scale).argmax()), gain_bp=float(mean[(mean/scale).argmax()]*1e4), p_white=float((least >= seen).mean()), p_spa=float((most >= seen).mean()))
+
+# %% ../../nbs/trade/45_significance.ipynb #4723d7a4
+def trade_returns(
+    result, # a Result
+    equity_usd:float=100_000., # at the start
+) -> np.ndarray: # one a trade, as a fraction of the equity at its day's open
+    "What each trade added to the account."
+    start = dict(zip(result.daily.index, equity_usd*np.r_[1., np.cumprod(1 + result.daily.to_numpy(float))]))
+    t = result.trades
+    usd = t['net_bp'].to_numpy(float)*t['qty'].to_numpy(float)*t['entry_px'].to_numpy(float)/1e4
+    return usd/np.array([start[o.date()] for o in t['entry_at']])
+
+def order_risk(
+    returns, # one a trade, as fractions of equity
+    seed:int=0,
+    draws:int=1000,
+) -> dict: # fractions, zero or less; `worse`: share of orders that fall as deep as the real one
+    "The deepest fall in the real order, and over random orders of the same trades: middle, and worst of twenty."
+    r = np.asarray(returns, float)
+    if len(r) < 2: return dict(realised=max_drawdown(r), median=None, worst=None, worse=None)
+    mixed = np.random.default_rng(seed).permuted(np.tile(r, (draws, 1)), axis=1); equity = np.cumprod(1 + mixed, 1)
+    falls = (equity/np.maximum(np.maximum.accumulate(equity, 1), 1.) - 1).min(1).clip(max=0.)
+    real = max_drawdown(r)
+    return dict(realised=real, median=float(np.median(falls)), worst=float(np.quantile(falls, .05)), worse=float((falls <= real + 1e-12).mean()))
+
+# %% ../../nbs/trade/45_significance.ipynb #8f8e49a1
+def apart(
+    result, # a Result
+    labels, # one a day of `result.daily`; '' leaves a day out
+) -> pd.DataFrame: # a row a label: n_days, n_trades, net_bp_per_trade, sharpe, sharpe_low, sharpe_high, max_drawdown, total_return
+    "A rule on each part of its days; trades belong to the day of their entry."
+    labels = np.asarray(labels); by_day = dict(zip(result.daily.index, labels)); rows = {}
+    mine = np.array([by_day[o.date()] for o in result.trades['entry_at']], object)
+    for o in dict.fromkeys(labels[labels != '']):
+        r, t = result.daily.to_numpy(float)[labels == o], result.trades[mine == o]
+        low, high = sharpe_bootstrap(r)
+        rows[o] = dict(n_days=len(r), n_trades=len(t), net_bp_per_trade=t['net_bp'].mean() if len(t) else np.nan, sharpe=sharpe(r), sharpe_low=low, sharpe_high=high, max_drawdown=max_drawdown(r), total_return=float(np.prod(1 + r) - 1))
+    return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../../nbs/trade/45_significance.ipynb #7742d73b
 def _or_null(value, name, why, reasons):
