@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'WINDOWS', 'VAGUE', 'Limits', 'size_frac', 'units', 'counted', 'over', 'desk_blocks', 'lost', 'event_near',
-           'Account', 'account_of', 'account_blocks', 'read_account']
+           'windows_of', 'Account', 'account_of', 'account_blocks', 'read_account']
 
 # %% ../../nbs/trade/39_risk.ipynb #64315d19
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -92,13 +93,15 @@ def event_near(
     b:datetime, # to
 ) -> bool|None: # None: not known
     "Does the window of a scheduled release reach into a span of one session?"
-    day, known = pd.Timestamp(a).tz_convert(ET).date(), True
-    for kind, (before, after) in WINDOWS.items():
-        is_on = events.on(day, kind)
-        known &= bool(is_on == is_on)
-        ats = [o.at for o in events.releases(kind) if o.day == day] if is_on == 1 else []
-        if any(a < at + timedelta(minutes=after) and b >= at - timedelta(minutes=before) for at in ats): return True
-    return False if known else None
+    spans, known = windows_of(pd.Timestamp(a).tz_convert(ET).date())
+    return True if any(a < end and b >= begin for begin, end in spans) else False if known else None
+
+@cache
+def windows_of(day:date) -> tuple: # ((from, to), ...), does the table know the day?
+    "When nothing is entered on a day."
+    minutes = lambda n: pd.Timedelta(minutes=n)
+    ats = [(pd.Timestamp(o.at), *WINDOWS[o.kind]) for o in events.releases() if o.day == day and o.kind in WINDOWS]
+    return tuple((at - minutes(before), at + minutes(after)) for at, before, after in ats), all(events.on(day, o) in (0, 1) for o in WINDOWS)
 
 # %% ../../nbs/trade/39_risk.ipynb #cd68cf8a
 @dataclass(frozen=True)

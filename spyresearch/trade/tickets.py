@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'COLUMNS', 'Ticket', 'REASONS', 'WORDS', 'UNKNOWN_EVENTS', 'LATE', 'UNKNOWN_ACCOUNT', 'WHY', 'OUTCOME',
-           'row', 'content_id', 'issue', 'Silence', 'words_of', 'language', 'moment', 'told', 'sentence', 'Line',
-           'line', 'first_exit', 'Outcome', 'entry_bar', 'settle', 'ticket_frame', 'reason_counts']
+           'row', 'content_id', 'head_of', 'issue', 'Silence', 'words_of', 'language', 'moment', 'told', 'sentence',
+           'Line', 'line', 'first_exit', 'Outcome', 'entry_bar', 'settle', 'ticket_frame', 'reason_counts']
 
 # %% ../../nbs/trade/41_tickets.ipynb #70536337
-import hashlib, json
+import hashlib, json, re
 from dataclasses import dataclass, field, make_dataclass, replace
 from datetime import date, datetime
 from string import Formatter
@@ -56,6 +56,13 @@ def content_id(t:Ticket) -> str: # 12 hexadecimal digits
     body = {k: v for k, v in row(t).items() if k not in ('id', 'status')}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(',', ':')).encode()).hexdigest()[:12]
 
+# %% ../../nbs/trade/41_tickets.ipynb #e623fe02
+def head_of(
+    t, # a Ticket
+) -> str: # '' if its model does not say
+    "Which head spoke, by its holding time: what a ticket's record is kept under, with its kind."
+    return m[1] if (m := re.search(r'\bdirection (\S+)', t.model or '')) else ''
+
 # %% ../../nbs/trade/41_tickets.ipynb #1ad57a84
 def issue(**content) -> Ticket: # fields of the contract, all but id
     "A ticket that is complete enough to act on, with its id; what is unsound is a `UsageError`."
@@ -95,7 +102,7 @@ WORDS = {'en': dict(
     odds='Gain in at least {declared_p:.0%} of such cases (break-even estimated at {breakeven_p:.0%}).', bucket='Of {n_bucket} matured cases {hit_bucket:.0%} gained.', size='Size {size_frac:.1%} of equity.',
     shares='With {equity:,.0f} USD: {qty} shares.', contracts='With {equity:,.0f} USD: {qty} contracts.', unproven='Unproven: {hits} of {n} such tickets on record gained (rate between {low:.0%} and {high:.0%}); size 0.',
     record='On record: {hits} of {n} such tickets gained, on {days} days (rate between {low:.0%} and {high:.0%}).', swing_risk='If the stop fills at its price, 100 shares lose {max_loss_usd:.2f} USD after costs; a gap loses more.',
-    option_risk='No more than the premium can be lost: {max_loss_usd:.2f} USD a contract and the costs.', night='Held over {nights} nights; in one night of 20 a gap takes {gap_usd:.0f} USD or more from 100 shares.',
+    option_risk='No more than the premium can be lost: {max_loss_usd:.2f} USD a contract and the costs.', night='Nights held: {nights}; in one of 20 a gap takes {gap_usd:.0f} USD or more from 100 shares.',
     ex='Ex-dividend in the holding time: {ex}.', no_ex='No ex-dividend date is on record for the holding time; the last one was {ex}.', note='Note: {note}.', silence='No {kind} ticket at {at} (New York): {reasons}.', stamp='{stamp}, not to be traded: {text}', asof='As of {at} (New York).',
     waiting='Waiting: it may be bought {entry} (New York).', buy='Buy now: SPY is at {px:.2f}, inside the range.', above='SPY is at {px:.2f}, above the range: do not chase it; the entry is open until {until}.', below='SPY is at {px:.2f}, below the range: do not buy; the entry is open until {until}.',
     missed='Missed: the entry ended at {until}.', hold='Hold: SPY is at {px:.2f}.', sell='Sell now: {why}.', unknown='No price is known for {at}.', overdue='You have not said what became of it: spy closed {id} --px P',
@@ -109,8 +116,8 @@ WORDS['zh'] = dict(
            'SPY 到 {stop_spy_px:.2f} 或期权价到 {stop_loss_usd:.2f} 时止损，最迟于 {out}（纽约时间）平仓。',
     odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已到期的 {n_bucket} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。',
     shares='账户净值 {equity:,.0f} 美元可买 {qty} 股。', contracts='账户净值 {equity:,.0f} 美元可买 {qty} 张。', unproven='尚未证实：记录在案的 {n} 笔同类建议中 {hits} 笔获利（胜率介于 {low:.0%} 与 {high:.0%} 之间）；仓位为 0。',
-    record='实盘记录：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
-    option_risk='最多亏损全部权利金：每张 {max_loss_usd:.2f} 美元，另加费用。', night='持仓过夜 {nights} 晚；每 20 晚约有一晚，跳空使每 100 股亏损 {gap_usd:.0f} 美元或更多。',
+    record='记录在案：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
+    option_risk='最多亏损全部权利金：每张 {max_loss_usd:.2f} 美元，另加费用。', night='过夜 {nights} 晚；每 20 晚约有一晚，跳空使每 100 股亏损 {gap_usd:.0f} 美元或更多。',
     ex='持有期内的除息日：{ex}。', no_ex='记录中没有持有期内的除息日；上一个除息日为 {ex}。', note='注意：{note}。', silence='{at}（纽约时间）无{kind}交易建议：{reasons}。', stamp='{stamp}，不可据此交易：{text}', asof='截至 {at}（纽约时间）。',
     waiting='等待：{entry}（纽约时间）方可买入。', buy='现在买入：SPY 现价 {px:.2f}，在价格区间内。', above='SPY 现价 {px:.2f}，高于价格区间：不追高；入场时段到 {until} 为止。', below='SPY 现价 {px:.2f}，低于价格区间：不要买入；入场时段到 {until} 为止。',
     missed='已错过：入场时段已于 {until} 结束。', hold='继续持有：SPY 现价 {px:.2f}。', sell='现在卖出：{why}。', unknown='{at} 没有可用的价格。', overdue='您尚未说明平仓结果：spy closed {id} --px P',
@@ -162,11 +169,12 @@ def sentence(
     o, # a Ticket or a Silence
     lang:str='en', # a key of WORDS
     more:dict=None, # record, nights, gap_usd, ex, last_ex, notes, equity, qty: what is known of them
+    full:bool=True, # False: what to do, how sure, how much
 ) -> str:
     "A ticket or a silence in one sentence (the others of a ticket are its odds and its risk)."
     w, m = words_of(lang), more or {}
     if isinstance(o, Silence): text = told(w, 'silence', kind=w['kinds'][o.kind], at=moment(w, o.at), reasons=w['comma'].join(w['reasons'][r] for r in o.reasons))
-    else: text = w['join'].join(filter(None, [told(w, o.kind, o), told(w, 'odds', o), told(w, 'bucket', o), *_stake(w, o, m), told(w, f'{o.kind}_risk', o), *_beside(w, m)]))
+    else: text = w['join'].join(filter(None, [told(w, o.kind, o), told(w, 'odds', o), told(w, 'bucket', o), *_stake(w, o, m), *([told(w, f'{o.kind}_risk', o), *_beside(w, m)] if full else [])]))
     return text if is_tradable(o.provenance) else told(w, 'stamp', stamp=w['stamps'].get(stamp(o.provenance), stamp(o.provenance)), text=text)
 
 def _stake(w, t, m):
