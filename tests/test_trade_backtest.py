@@ -1,5 +1,4 @@
 """The backtest against an outside engine, against a published rule on real bars, and against its own future."""
-import warnings
 from datetime import date
 
 import numpy as np
@@ -10,7 +9,8 @@ from spyresearch.bars import Grid, OHLCV, grid, read_bars
 from spyresearch.sessions import MINUTES, session, sessions
 from spyresearch.trade.costs import Costs
 from spyresearch.trade.significance import sharpe
-from spyresearch.trade.strategies import always_long, benchmark, book, legs, noise_area
+from spyresearch.trade.backtest import LATE, backtest, bar_frame, by_backtesting, by_vectorbt, race
+from spyresearch.trade.strategies import always_long, benchmark, book, buy_hold, late, legs, noise_area
 
 def wander(days, seed, vol=4e-4):
     "A random walk with half days and, on the third day, a missing quarter of an hour."
@@ -22,12 +22,6 @@ def wander(days, seed, vol=4e-4):
     cols = [o, np.maximum(o, walk)*1.0001, np.minimum(o, walk)*.9999, walk, rng.integers(1e4, 1e5, walk.shape).astype(float)]
     return Grid(list(days), *(np.where(dead, np.nan, a) for a in cols), n)
 
-def frame(g):
-    "The grid's bars, one after another, as an outside engine wants them."
-    at = np.flatnonzero(g.seen.ravel())
-    ix = pd.DatetimeIndex([session(g.days[i//MINUTES]).open + pd.Timedelta(minutes=int(i % MINUTES)) for i in at]).tz_localize(None)
-    return pd.DataFrame({c.capitalize(): getattr(g, c).ravel()[at] for c in OHLCV}, index=ix), at
-
 @pytest.fixture(scope='module')
 def bars(shared):
     df = read_bars(shared('spy_1min.parquet'))
@@ -38,32 +32,15 @@ def dividends(shared):
     d = pd.read_csv(shared('spy_dividends.csv'))
     return dict(zip(pd.to_datetime(d['Date']).dt.date, d['Dividend']))
 
-def outside(g, plan):
-    "Trades that backtesting.py makes of the same targets, one share each."
-    import backtesting
-    df, at = frame(g); df['Target'] = plan.target.ravel()[at]
-    class Follow(backtesting.Strategy):
-        def init(self): pass
-        def next(self):
-            want, have = int(self.data.Target[-1]), int(np.sign(self.position.size))
-            if want == have: return
-            if have: self.position.close()
-            if want: (self.buy if want > 0 else self.sell)(size=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        stats = backtesting.Backtest(df, Follow, cash=1e6, commission=0, trade_on_close=False, finalize_trades=False).run()
-    return stats['_trades'].sort_values('EntryTime').reset_index(drop=True)
-
-def assert_same_trades(g, plan):
-    ours, theirs = legs(plan, g), outside(g, plan)
+def assert_same_trades(g, plan, engine=by_backtesting):
+    ours, theirs = legs(plan, g), engine(bar_frame(g, plan))
     when = lambda d, m: (session(g.days[d]).open + pd.Timedelta(minutes=m)).tz_localize(None)
     assert len(ours) == len(theirs) > 0
-    assert [when(o.day, o.minute) for o in ours] == theirs['EntryTime'].tolist()
-    assert [when(o.exit_day, o.exit_minute) for o in ours] == theirs['ExitTime'].tolist()
-    assert [o.entry_px for o in ours] == theirs['EntryPrice'].tolist()
-    assert [o.exit_px for o in ours] == theirs['ExitPrice'].tolist()
-    assert [o.side for o in ours] == theirs['Size'].tolist()
-    np.testing.assert_allclose([o.side*(o.exit_px - o.entry_px) for o in ours], theirs['PnL'], atol=1e-9)
+    assert [when(o.day, o.minute) for o in ours] == theirs['entry_at'].tolist()
+    assert [when(o.exit_day, o.exit_minute) for o in ours] == theirs['exit_at'].tolist()
+    assert [o.entry_px for o in ours] == theirs['entry_px'].tolist()
+    assert [o.exit_px for o in ours] == theirs['exit_px'].tolist()
+    assert [o.side for o in ours] == theirs['side'].tolist()
 
 @pytest.mark.parametrize('rule, seed', [(noise_area, 1), (noise_area, 2), (always_long, 3)])
 def test_every_trade_equals_an_outside_engines(rule, seed):
@@ -75,6 +52,20 @@ def test_every_trade_equals_an_outside_engines(rule, seed):
 def test_every_trade_on_real_bars_equals_an_outside_engines(bars):
     g = grid(bars[bars.index < '2024-04-01'])
     assert_same_trades(g, noise_area(g))
+
+@pytest.mark.parametrize('minutes', [1, 7])
+def test_late_orders_equal_an_outside_engines(bars, minutes):
+    g = grid(bars[bars.index < '2024-01-15'])
+    assert_same_trades(g, late(noise_area(g), g, minutes))
+
+def test_every_trade_on_real_bars_equals_vectorbts(bars):
+    pytest.importorskip('vectorbt', reason='the section options of requirements.lock is not installed')
+    g = grid(bars[bars.index < '2024-04-01'])
+    assert_same_trades(g, noise_area(g), by_vectorbt)
+
+def test_the_race_says_whether_every_trade_is_the_same(bars, dividends):
+    t = race(grid(bars[bars.index < '2024-01-01']), dividends=dividends).set_index('engine')
+    assert t['same'].all() and t['trades'].nunique() == 1 and {'spyresearch', 'backtesting'} <= set(t.index)
 
 def by_the_paper(g, d, dividends):
     "The noise area's wishes on one day at the half hours, read from the paper with plain loops."
@@ -141,3 +132,48 @@ def test_gross_gain_of_the_book_is_the_sum_of_its_trades(bars):
     t = r.trades
     usd = (t['net_bp']*t['qty']*t['entry_px']/1e4).sum()
     assert 100_000*(r.equity.iloc[-1] - 1) == pytest.approx(usd, abs=1e-6)
+
+def test_what_ifs_are_the_backtest_again(bars, dividends):
+    "Each line of the doubts is a whole backtest at that cost, or of that delay; the real one stands among them."
+    g = grid(bars[bars.index < '2024-06-01'])
+    bt = backtest(g, costs=Costs('fixed'), dividends=dividends); d = bt.doubts['noise_area']
+    whole = lambda r: (len(r.trades), r.trades['net_bp'].mean(), sharpe(r.daily))
+    line = lambda t, k: tuple(t[t.iloc[:, 0] == k].iloc[0, 1:4])
+    assert line(d['costs'], 1.) == line(d['delays'], 0) == pytest.approx(whole(bt.results['noise_area']))
+    assert line(d['costs'], 2.) == pytest.approx(whole(benchmark('noise_area', g, Costs('fixed', times=2.), dividends=dividends)))
+    delayed = book('noise_area', legs(late(noise_area(g, dividends), g, 5), g), g, Costs('fixed'), dividends=dividends)
+    assert line(d['delays'], 5) == pytest.approx(whole(delayed))
+    assert d['costs']['total_return'].is_monotonic_decreasing and bt.to_json()['costs']['plan'] == 'fixed'
+
+def test_years_and_regimes_are_the_whole_cut_apart(bars, dividends):
+    bt = backtest(grid(bars[bars.index < '2025-03-01']), dividends=dividends)
+    for name, d in bt.doubts.items():
+        r, years, sky = bt.results[name], d['years'], d['regimes']
+        assert (1 + years['total_return']).prod() == pytest.approx(r.equity.iloc[-1])
+        assert years['n_trades'].sum() == len(r.trades) and list(years.index) == ['2023', '2024', '2025']
+        assert years['n_days'].sum() == len(r.daily) and sky['n_days'].sum() == len(r.daily) - 21
+        assert set(sky.index) == {'calm', 'middling', 'wild'} and d['order']['worst'] <= (d['order']['median'] or 0) if d['order']['median'] else True
+
+def test_late_orders_are_never_early_and_never_sleep(bars):
+    g = grid(bars[bars.index < '2024-06-01'])
+    for rule in (noise_area(g, half_days=True), always_long(g)):
+        for k in LATE:
+            found = legs(late(rule, g, k), g)
+            assert all(o.day == o.exit_day and o.exit_minute <= g.n[o.day] - 1 and o.minute >= min(k, 1)*k for o in found)
+    first = [legs(late(buy_hold(g), g, k), g)[0] for k in (0, 3)]
+    assert [o.minute for o in first] == [1, 4]
+
+def test_the_plan_of_commissions_reaches_every_trade(bars):
+    g = grid(bars[bars.index < '2024-01-01'])
+    paid = {p: backtest(g, costs=Costs(p)).results['always_long'].trades for p in ('tiered', 'fixed', 'paper')}
+    t = paid['paper']
+    assert (t['cost_bp'] - 2*.0045/t['entry_px']*1e4).abs().max() < 1e-9
+    assert (paid['fixed']['cost_bp'] != paid['tiered']['cost_bp']).all()
+
+def test_a_session_that_broke_off_is_left_at_its_last_price(bars):
+    g = grid(bars[bars.index < '2024-01-01']); cut = {o: getattr(g, o).copy() for o in OHLCV}
+    for a in cut.values(): a[30, 150:] = np.nan
+    h = Grid(g.days, **cut, n=g.n); whole = {o.day: o for o in legs(always_long(g), g)}
+    broken = {o.day: o for o in legs(always_long(h), h)}
+    assert (broken[30].exit_minute, broken[30].exit_px, broken[30].reason) == (149, g.close[30, 149], 'no bar to leave in')
+    assert {k: o for k, o in broken.items() if k < 30} == {k: o for k, o in whole.items() if k < 30} and broken[31].minute == whole[31].minute == 0
