@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import need
-from spyresearch.atlas import MARKS, _short, bins, day_plot, feature_page, look, market_inputs, stretches, ticks
-from spyresearch.core import DataError, quiet
-from spyresearch.docs import TEXTS, books, write_docs
+from spyresearch.atlas import MARKS, _short, bins, day_plot, feature_page, look, market_inputs, reaches, stretches, ticks
+from spyresearch.core import DataError, UsageError, quiet
+from spyresearch.docs import TEXTS, books, check_free, write_docs
 from spyresearch.features.batch import compute
 from spyresearch.features.flow import FLOW
 from spyresearch.features.prepare import dividends_of
@@ -85,6 +85,39 @@ def test_what_is_off_is_drawn_from_the_bars_and_says_why_it_is_off(page, store):
         if len(v): assert '5 % {}, median {}, 95 % {}; empty'.format(*(_short(q) for q in v.quantile(MARKS))) in a, f.name
         else: assert re.search(dict(G10=r'No open data: it needs other\.\w+\.<', G9=r'Not recorded in these data: it needs option\.\w+\.<')[f.group], a), f.name
     assert len(off) > 20 and 'href="#f-rsi_14"' in drawn['r10'].split('Cluster')[1] # the duplicate that it is said to be
+
+
+def test_axes_say_what_is_counted(page):
+    drawn = articles(page)
+    for f in OWN:
+        if n := drawn[f.name].count('<svg'):
+            said = re.findall(r'<text class="u"[^>]*>([^<]+)<', drawn[f.name])
+            assert said == [f.unit or 'pure number', 'New York time', 'share of the minutes', f.unit or 'pure number'][-2*n:], f.name # one picture: of all days
+
+
+def test_how_far_back_a_feature_looks_is_what_it_does(page, store):
+    "A window of one bar, built on what the session has been so far, is not one bar."
+    looks = {o: re.search(r'<dt>looks at</dt><dd>([^<]+)', a)[1] for o, a in articles(page).items()}
+    for o in ('logrv_today', 'vwap_dist', 'open_move', 'hl_pos', 'or_pos'): assert looks[o] == 'the session so far'
+    assert looks['r1'] == '1 min' and looks['pday_pos'] == '1 session before, and this one' and looks['to_close'] == 'the calendar' and looks['ofi_300'] == '300 s' and looks['logrv_d22'] == '22 sessions'
+    day = look(store).shown; bars = day[['open', 'high', 'low', 'close', 'volume']].dropna()
+    r = Registry()
+    feature('now', lambda g: g.close/g.open, r, group='X', formula='C/O', inputs=('open', 'close'))
+    feature('top', lambda g: np.fmax.accumulate(g.high, 1)/g.close, r, group='X', formula='H/C', inputs=('high', 'close'))
+    feature('shares', lambda g: np.nancumsum(g.volume, 1), r, group='X', formula='V', inputs=('volume',), warmup=1)
+    assert reaches(bars, r) == {'top', 'shares'} and reaches(bars[:1], r) == set()
+
+
+def test_reasons_and_clusters_say_which_data_they_rest_on(page, store):
+    s, drawn, off = look(store), articles(page), [f for f in OWN if f.why.startswith('duplicate of')]
+    for a in drawn.values(): assert 'in the data shown' in a or 'No open data' in a or 'Not recorded' in a
+    for f in off:
+        assert f'{s.alike.loc[f.name, f.why.split()[2]]:.2f}</span> alike in the data shown' in drawn[f.name] and 'on the sessions from 2024' in drawn[f.name]
+    tail = page.split('<h2>Clusters</h2>')[1]
+    for c, rho in s.rho.items():
+        pairs = rho.to_numpy()[np.triu_indices(len(rho), 1)]
+        assert re.search(rf'scope="row">{c}</th>.*?<td>{pairs.mean():.2f}</td><td>{pairs.min():.2f}</td></tr>', tail)
+    assert 'a pair within a cluster may be less alike' in page
 
 
 def test_members_of_a_cluster_name_each_other(page, store):
@@ -175,11 +208,21 @@ def test_the_site_has_every_notebook_and_its_links_lead_somewhere(store, tmp_pat
     made = write_docs(tmp_path/'site', store, progress=lambda *a: said.append(a))
     n = sum(map(len, books(ROOT/'nbs').values()))
     assert len(made) == n + len(TEXTS) + 1 and said[-1][:2] == (n, n)
+    check_free(tmp_path/'site', [p.relative_to(tmp_path/'site') for p in made]) # so it can be made again
     assert n == sum('default_exp' in p.read_text(encoding='utf-8') for p in (ROOT/'nbs').rglob('[0-9]*.ipynb'))
     for p in made:
         text = re.sub(r'<pre.*?</pre>', '', p.read_text(encoding='utf-8'), flags=re.S) # code may hold anything
         assert str(ROOT) not in text and '<script src' not in text and '<link' not in text, p.name
         for link in re.findall(r'(?:src|href)="((?!#|data:|https://)[^"]+)"', text): assert (p.parent/link.split('#')[0]).exists(), (p.name, link)
+
+
+def test_a_site_replaces_nothing_that_is_not_its_own(store, tmp_path):
+    site = tmp_path/'site'; site.mkdir(); (site/'index.html').write_text('<html><body>My garden</body></html>'); (site/'notes.txt').write_text('mine')
+    with pytest.raises(UsageError, match='index.html was not made by spy docs') as e: write_docs(site, store)
+    assert '--out' in e.value.todo and sorted(p.name for p in site.iterdir()) == ['index.html', 'notes.txt'] and 'garden' in (site/'index.html').read_text()
+    (site/'index.html').unlink(); (site/'modules').mkdir(); (site/'modules'/'ground-core.html').write_bytes(b'\xff\xfe')
+    with pytest.raises(UsageError, match='ground-core.html was not made'): write_docs(site, store)
+    with pytest.raises(UsageError, match='is not a folder'): write_docs(site/'notes.txt', store)
 
 
 def test_the_filter_finds_and_forgets(page, tmp_path):
