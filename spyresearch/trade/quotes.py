@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import ET, UsageError
 from ..features.smile import FAULTS, MAX_AGE_S, arrays, fault_of, forward, ladder
 from ..sessions import is_session, session
-from .valuation import Carry, carry, implied, paid
+from .valuation import carry, implied
 
 # %% ../../nbs/trade/38_quotes.ipynb #b5fea944
 REASONS = (*FAULTS, 'halted', 'after the close', 'strikes jump', 'no forward', 'out of step', 'negative time value', 'parity', 'vertical', 'butterfly', 'calendar', 'no volatility')
