@@ -9,7 +9,7 @@ from spyresearch.bars import Grid, OHLCV, grid, read_bars
 from spyresearch.sessions import MINUTES, session, sessions
 from spyresearch.trade.costs import Costs
 from spyresearch.trade.significance import sharpe
-from spyresearch.trade.backtest import LATE, backtest, bar_frame, by_backtesting, by_vectorbt, race
+from spyresearch.trade.backtest import LATE, backtest, bar_frame, by_backtesting, by_vectorbt, race, swing_tries
 from spyresearch.trade.strategies import always_long, benchmark, book, buy_hold, late, legs, noise_area
 
 def wander(days, seed, vol=4e-4):
@@ -177,3 +177,23 @@ def test_a_session_that_broke_off_is_left_at_its_last_price(bars):
     broken = {o.day: o for o in legs(always_long(h), h)}
     assert (broken[30].exit_minute, broken[30].exit_px, broken[30].reason) == (149, g.close[30, 149], 'no bar to leave in')
     assert {k: o for k, o in broken.items() if k < 30} == {k: o for k, o in whole.items() if k < 30} and broken[31].minute == whole[31].minute == 0
+
+def test_the_walks_tries_are_its_plans_day_by_day(bars):
+    "Each try is the sum of the plans that it took, on the days of their ends; the strictest took no more than the laxest."
+    days = [d for d in grid(bars[bars.index < '2024-03-01']).days]; rng = np.random.default_rng(4)
+    rows = [(hold, days[i], days[i + 1 + k], rng.uniform(), rng.normal(0, 50)) for i in range(len(days) - 7) for hold, k in (('1d', 1), ('5d', 5))]
+    shadow = pd.DataFrame(rows, columns=['hold', 'day', 'matured_at', 'rank', 'net_bp']).assign(kind='swing')
+    tries = swing_tries(shadow, days[20:60])
+    inside = shadow[shadow['matured_at'].isin(days[20:60])]
+    for top in (0., .5, .8, .9):
+        took = inside[(inside['hold'] == '5d') & (inside['rank'] >= top)]
+        assert tries[f'5d top {1 - top:.0%}'].sum() == pytest.approx(took['net_bp'].sum()/5e4)
+    later = shadow.assign(net_bp=np.where(shadow['matured_at'] > days[59], 1e4, shadow['net_bp']))
+    pd.testing.assert_frame_equal(swing_tries(later, days[20:60]), tries)
+
+def test_tries_give_the_swing_rule_its_overfitting_and_its_reality_check(bars, dividends):
+    g = grid(bars[bars.index < '2024-06-01']); rng = np.random.default_rng(5)
+    tries = {'swing': rng.normal(0, .01, (len(g.days), 12))}
+    body = backtest(g, dividends=dividends, configurations=tries).to_json()
+    assert .1 < body['strategies']['swing']['pbo'] < .95 and body['best_rule']['n_rules'] == 12 and body['best_rule']['p_white'] > .05
+    assert body['strategies']['noise_area']['pbo'] is None and body['strategies']['swing']['doubt'] is None
