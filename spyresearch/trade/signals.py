@@ -122,7 +122,7 @@ def grounds(
     first, head = [(f, h) for f, h in st.heads[hold] if f <= d][-1]
     return dict(id=t.id, head=hold, day=str(st.days[d]), px=p.px, next_q=_list(st.q[d, 0]), hold_q=_list(st.q[d, list(swing.SESSIONS).index(hold)]), system=st.system, seed=getattr(st.evaluation, 'seed', None),
                 members=_members(st, hold, d), features=dict(zip(DAY_NAMES, _list(st.x[d]))), fitted=str(st.days[first]), fit={k: _list(getattr(head, k)) for k in ('mean', 'sd', 'w')}, labels=head.n,
-                p_raw=float(s.p_up[d]), past_scores=_list(s.score[back.start:n.rows.start]), platt=vars(n.platt), net=_list(s.net[back]), status=[str(o) for o in s.status[back]],
+                p_raw=float(s.p_up[d]), rank=float(n.rank[0]), past_scores=_list(s.score[back.start:n.rows.start]), platt=vars(n.platt), net=_list(s.net[back]), status=[str(o) for o in s.status[back]],
                 bucket=dict(top=b.top, alpha=n.gate.rule.alpha/len(n.gate.ladders), votes=_list(b.votes), n=b.n, hits=b.hits, need=n.gate.rule.need(n.odds.breakeven)), plan=st.costs.plan) | night_of(st, p, hold, d)
 
 def _list(a): return [None if o != o else float(o) for o in a]
