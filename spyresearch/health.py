@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from . import figures
-from .bars import bad_prints
+from .bars import bad_bars, bad_prints
+from .core import DataError
 from .page import Markup, card, fold, num, table, tag, tile, tiles
 from .sessions import known_minutes, session
 
@@ -25,10 +26,11 @@ class Health:
     expected: dict # session -> minutes that the session has
     absent: dict = field(default_factory=dict) # session -> who has no data of it
     gaps: dict = field(default_factory=dict) # session -> minutes (HH:MM) that the source lacks
-    bad: tuple = () # times of bad prints
+    bad: tuple = () # times of bad prints, which stay
     spread_bps: pd.Series|None = None # quoted spread of every minute that has one
     quarantined: dict = field(default_factory=dict) # file -> why it was set aside
     lacks: dict = field(default_factory=dict) # kind of bars -> why the source gives none
+    left_out: dict = field(default_factory=dict) # time, or what -> why it counts as absent: bars that no market makes
     missing = property(lambda self: sum(n - self.minutes.get(d, 0) for d, n in self.expected.items() if d not in self.absent))
 
 # %% ../nbs/59_health.ipynb #dea5faa6
@@ -57,9 +59,15 @@ def health_of(
     "The health of a data folder over `days`."
     bars = store.raw_frame([d for d in store.raw_days() if d in set(days)], upto); present = bars.groupby(bars.index.date).size().to_dict() if len(bars) else {}
     def here(o): return {d: v for d, v in o.items() if d in set(days)}
-    bad = tuple(bars.index[bad_prints(bars)]) if len(bars) else ()
+    out = _left_out(bars) if len(bars) else {}
+    bad = tuple(t for t in bars.index[bad_prints(bars)] if t not in out) if len(bars) else ()
     return Health(present, {d: len(known_minutes(d, upto)) for d in days}, here(store.absent), here(store.known_gaps()), bad, spread_bps(bars), quarantined or {},
-                  {k: o['why'] for k, o in store.lacks.items()})
+                  {k: o['why'] for k, o in store.lacks.items()}, out)
+
+def _left_out(bars):
+    "Bars that no market makes; or the night for which all features are refused."
+    try: return bad_bars(bars)
+    except DataError as e: return {e.what: e.todo}
 
 # %% ../nbs/59_health.ipynb #73d6367b
 def stretches(
@@ -93,6 +101,7 @@ def exceptions(
     "Everything about the data that is not as it should be."
     absent = [(f'{a}: absent' if n == 1 else f'{a} to {b}: {n} sessions absent', f'{h.absent[a]} has no bar of them') for a, b, n in stretches(h)]
     return absent + [(f'{d}: minutes missing', ', '.join(o)) for d, o in h.gaps.items()] + \
+        [(o if isinstance(o, str) else f'{o:%Y-%m-%d %H:%M}: left out, no market makes this bar', why) for o, why in h.left_out.items()] + \
         [(f'{t:%Y-%m-%d %H:%M}: bad print', 'kept as it came') for t in h.bad] + [(f'{f}: set aside', o) for f, o in h.quarantined.items()] + \
         [(f'{k} bars: none', o) for k, o in h.lacks.items()]
 
@@ -105,7 +114,7 @@ def health(
     known = s is not None and len(s)
     top = tiles(tile('Sessions', f'{len(of):,}', f"{of.count('half')} half days, {of.count('absent')} absent"),
         tile('Minutes missing', f'{h.missing:,}', f"in {of.count('gap')} session{'' if of.count('gap') == 1 else 's'}; known gaps, never filled"),
-        tile('Bad prints', f'{len(h.bad):,}', 'far beyond both neighbours; kept as they came'),
+        tile('Bad prints', f'{len(h.bad):,}', 'far beyond both neighbours; kept as they came' + (f'; {len(h.left_out):,} more left out' if h.left_out else '')),
         tile('Median spread', num(float(s.median()) if known else None, '.2f', 'bp'),
              f'95 % of minutes below {s.quantile(.95):.2f} bp' if known else h.lacks.get('BID_ASK', 'no BID_ASK bars')))
     odd = exceptions(h)
@@ -132,6 +141,6 @@ def day(
     fans:list, # from `fans`
 ) -> Markup:
     "A session with its forecasts."
-    d = bars.index[0]
+    d, bars = bars.index[0], bars.drop([*bad_bars(bars)])
     note = f'{len(fans)} forecasts of the next hour; pale: 90 %, darker: 50 %. A falling candle is filled.' if fans else 'No forecast was scored on this day.'
     return card(f'SPY, {d:%A %d %B %Y}', Markup(figures.day_chart(bars, fans, f'candles of {d:%Y-%m-%d} with {len(fans)} forecast fans')), note=note)

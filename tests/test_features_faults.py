@@ -110,10 +110,12 @@ def test_a_split_is_refused_and_explained(autumn, ratio, words):
     bars.loc[bars.index.date >= day, PX] /= ratio
     with pytest.raises(DataError, match=rf'2025-11-12 opened at .* not adjusted for a split \({words}\)') as e: compute(bars)
     assert 'multiply the prices before 2025-11-12' in e.value.todo and e.value.exit_code == 3
-    s = Stream()
+    s, rows = Stream(), bars.loc[str(day)].reset_index().to_dict('records')
     s.start(bars[bars.index.date < day])
-    with pytest.raises(DataError, match='split'): s.push(bars.loc[str(day)].reset_index().iloc[0].to_dict())
-    assert s.push(autumn.loc[str(day)].reset_index().iloc[0].to_dict())['r_overnight'] == compute(autumn)['r_overnight'].loc[str(day)].iloc[0]
+    with pytest.warns(UserWarning, match='left out'): assert all(v != v for o in rows[:4] for v in s.push(o).values())
+    with pytest.raises(DataError, match='split'): s.push(rows[4])
+    true = autumn[(autumn.index.date != day) | (autumn.index >= rows[4]['Datetime'])]
+    assert s.push(true.loc[str(day)].reset_index().iloc[0].to_dict())['r_overnight'] == compute(true)['r_overnight'].loc[str(day)].iloc[0]
 
 
 def test_no_true_night_is_taken_for_a_split(shared):

@@ -6,6 +6,8 @@
 __all__ = ['compute']
 
 # %% ../../nbs/features/27_batch.ipynb #3c209426
+import warnings
+
 import pandas as pd
 
 from ..bars import Grid, check_bars
@@ -25,10 +27,19 @@ def compute(
     features=None, # names; every kept one by default
     dividends:dict=None, # ex-date -> USD a share, where known
     registry:Registry=REGISTRY,
-) -> pd.DataFrame: # float64, a column a feature, the index of the bars
-    "The features of every bar, empty where a window is not complete."
+) -> pd.DataFrame: # float64, a column a feature, the index of the bars; `attrs['left_out']` where bars were
+    "The features of every bar, empty where a window is not complete and at bars that no market makes."
     if not isinstance(bars, Grid): check_bars(bars)
     names = registry.names() if features is None else list(features)
     registry.plan(names)
     days, ix = Days(bars, dividends, registry), _stamps(bars) if isinstance(bars, Grid) else bars.index
-    return pd.DataFrame({o: days.column(o)[days.seen] for o in names}, index=ix, dtype=float)
+    kept = slice(None) if days.rows is None else days.rows
+    out = pd.DataFrame({o: days.column(o)[days.seen] for o in names}, index=ix[kept], dtype=float)
+    return _say_left(out.reindex(ix), days.left_out) if days.left_out else out
+
+def _say_left(out, left):
+    "`out`, with a word on the bars that are not in it."
+    lines = [f'{t:%Y-%m-%d %H:%M}: {what}' for t, what in left.items()]
+    out.attrs['left_out'] = lines
+    warnings.warn(f"{len(lines)} SPY bar{'' if len(lines) == 1 else 's'} left out, no market makes {'it' if len(lines) == 1 else 'them'}: {'; '.join(lines[:3])}{'; ...' if len(lines) > 3 else ''}", stacklevel=3)
+    return out

@@ -6,7 +6,7 @@
 __all__ = ['Stream', 'recent', 'stream_frame', 'parity', 'Certificate', 'certificate']
 
 # %% ../../nbs/features/28_stream.ipynb #10f330f4
-import math
+import math, warnings
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from datetime import date
@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..bars import OHLC, STANDS, Watch, describe
 from ..core import ET, CheckFailed, DataError, UsageError
 from .batch import compute
 from .fingerprint import source_code
-from .registry import COLUMNS, REGISTRY, TOLERANCE, Minute, Registry, agreement, check_night, sums
+from .registry import COLUMNS, REGISTRY, TOLERANCE, Minute, Registry, agreement, sums
 from ..sessions import MINUTES, prev_session, session
 
 # %% ../../nbs/features/28_stream.ipynb #3e65a6e1
@@ -36,7 +37,7 @@ class Stream:
         self.nothing = dict.fromkeys((*self.columns, 'source'), np.float64('nan'))
         self.last = self.day = None  # last finished session; the one under way
         self.minute = 0  # the next to come
-        self.px = None  # the latest close, and its session
+        self.watch, self.left_out = Watch(), ()  # judges the bars; (time, what stood there) of those that no market makes
 
 # %% ../../nbs/features/28_stream.ipynb #04826cfb
 @patch
@@ -81,11 +82,19 @@ def push(self:Stream,
     m = at.hour*60 + at.minute - 570
     if not self.minute <= m < self.n:
         raise DataError(f'the bar {at} is not expected', f'minute {self.minute} of {self.n} of {self.day} comes next', 'push each minute once, in order')
-    if self.px and self.fields['linked'] and self.px[1] != self.day: check_night(bar['open'], self.px[0], self.day)
-    while self.minute < m: self._pass(self.nothing, False)
-    self.px = bar['close'], self.day
+    px = [float(bar.get(o, math.nan)) for o in OHLC]; before = self.watch.px
+    sound = self.watch.sees(self.day, m, self.fields['linked'], *px)
+    while self.minute < m + (not sound): self._pass(self.nothing, False)
+    if not sound: return self._leave_out(at, px, before)
     b = self._pass({o: np.float64(bar.get(o, np.nan)) for o in self.columns} | dict(source=np.float64(source_code(bar.get('src')))), True)
     return {o: v if math.isfinite(v := float(b[o])) else math.nan for o in self.names}
+
+@patch
+def _leave_out(self:Stream, at, px, before):
+    "Say that a bar counts as absent; no feature is known at its end."
+    self.left_out += (at, text := describe(px, before)),
+    warnings.warn(f'SPY bar {at:%Y-%m-%d %H:%M} left out, no market makes it: {text}', stacklevel=3)
+    return dict.fromkeys(self.names, math.nan)
 
 # %% ../../nbs/features/28_stream.ipynb #4c6e6b6c
 def recent(
@@ -97,6 +106,12 @@ def recent(
     while i > 0 and full < depth: i -= 1; full += session(days[i]).n_minutes == MINUTES
     return days[max(i - 1, 0):]
 
+# %% ../../nbs/features/28_stream.ipynb #5c4d4078
+@patch
+def expect(self:Stream, bars:pd.DataFrame):
+    "Hold the first bar of all against its first neighbours, where they are known."
+    if self.watch.px is None and len(bars): self.watch.px = float(bars['close'].iloc[:STANDS].median())
+
 # %% ../../nbs/features/28_stream.ipynb #2a36ee25
 @patch
 def start(self:Stream,
@@ -105,7 +120,7 @@ def start(self:Stream,
     "Take in what is known so far."
     day = history.index.date
     past = history[np.isin(day, recent(sorted(set(day)), self.depth))]
-    out = {}
+    self.expect(past); out = {}
     for at, *v in past.itertuples(): out = self.push(dict(zip(['Datetime', *past.columns], [at, *v])))
     return out
 
@@ -114,7 +129,7 @@ def start(self:Stream,
 def fork(self:Stream) -> Stream:
     "A stream of its own that goes on from here."
     new = copy(self)
-    new.states = deepcopy(self.states)
+    new.states, new.watch = deepcopy(self.states), copy(self.watch)
     return new
 
 # %% ../../nbs/features/28_stream.ipynb #7e4e5fd6
@@ -123,7 +138,7 @@ def stream_frame(
     features=None, dividends:dict=None, registry:Registry=REGISTRY, # as in `compute`
 ) -> pd.DataFrame: # like `compute`'s
     "What the stream says about every bar, from a cold start."
-    s = Stream(features, dividends, registry)
+    s = Stream(features, dividends, registry); s.expect(bars)
     rows = [s.push(dict(zip(['Datetime', *bars.columns], o))) for o in bars.itertuples()]
     return pd.DataFrame(rows, index=bars.index, columns=s.names, dtype=float)
 
@@ -140,17 +155,25 @@ def parity(
 class Certificate:
     "Whether one day's features are the same minute by minute as at once."
     day:date
-    table:pd.DataFrame # a row a feature: values, share_equal, max_abs, max_rel, only_one, sums, restarted, ok
-    ok = property(lambda self: bool(self.table['ok'].all()))
+    table:pd.DataFrame # a row a feature: values, empty, share_equal, max_abs, max_rel, only_one, sums, restarted, ok
+    same:bool|None = None # does the day file hold what is computed? None: it was not compared
+    file:str = '' # what there is to say about the day file
+    forms = property(lambda self: bool(self.table['ok'].all()))
+    ok = property(lambda self: self.forms and self.same is not False)
     def check(self):
-        "Itself; a `CheckFailed` that names the features that differ."
+        "Itself; a `CheckFailed` that says which features differ, or what is wrong with the day file."
         if self.ok: return self
+        if self.forms: raise CheckFailed(f'{self.day}: {self.file}', f'batch and stream agree on all {len(self.table)} features; it is the file that differs', 'run spy prepare: it computes the file again, and moves one that was changed aside')
         raise CheckFailed(f"{self.day}: batch and stream differ in {', '.join(self.table.index[~self.table['ok']])}", str(self), 'mend the form that is wrong; the day files hold the batch values')
-    def __str__(self):
-        t, exact = self.table, int((self.table['share_equal'] == 1).sum())
-        return (f"{'PASS' if self.ok else 'FAIL'} {self.day}: {len(t)} features, {exact} equal to the last bit, {len(t) - exact} not; largest relative difference {t['max_rel'].max():.1e}"
-                f" (running sums may differ by {TOLERANCE:g}: {int(t['sums'].sum())} features); {int((t['values'] == 0).sum())} without a value that day; "
-                f"after a restart in mid-session {'the same' if t['restarted'].all() else 'NOT the same'}")
+
+@patch
+def __str__(self:Certificate):
+    t, exact = self.table, int((self.table['share_equal'] == 1).sum())
+    bare, holes = t.index[t['values'] == 0], t.loc[t['values'] > 0, 'empty']
+    words = [f"{len(t)} features, {exact} equal to the last bit, {len(t) - exact} not; largest relative difference {t['max_rel'].max():.1e} (running sums may differ by {TOLERANCE:g}: {int(t['sums'].sum())} features)",
+             f"after a restart in mid-session {'the same' if t['restarted'].all() else 'NOT the same'}",
+             f"empty counts as equal: {holes.sum():,} of {holes.sum() + t['values'].sum():,} values, and {len(bare)} features all day" + (f" ({', '.join(bare[:6])}{' and others' if len(bare) > 6 else ''})" if len(bare) else '')]
+    return f"{'PASS' if self.ok else 'FAIL'} {self.day}: " + '; '.join(([self.file] if self.same is False else []) + words + ([self.file] if self.file and self.same is not False else []))
 
 # %% ../../nbs/features/28_stream.ipynb #c91ec72a
 def certificate(
@@ -169,5 +192,5 @@ def certificate(
         s.start(pd.concat([near, today.iloc[:n]]))
         return pd.DataFrame([s.push(o) for o in today.iloc[n:].reset_index(names='Datetime').to_dict('records')], index=today.index[n:], columns=s.names, dtype=float)
     whole, again = streamed(0), streamed(len(today)//2)
-    t = agreement(whole, batch).assign(sums=[sums(o, registry) for o in batch], restarted=agreement(again, whole[-len(again):])['share_equal'] == 1)
+    t = agreement(whole, batch).assign(empty=batch.isna().sum(), sums=[sums(o, registry) for o in batch], restarted=agreement(again, whole[-len(again):])['share_equal'] == 1)
     return Certificate(day, t.assign(ok=t['restarted'] & (t['only_one'] == 0) & (t['max_rel'] <= np.where(t['sums'], TOLERANCE, 0))))

@@ -57,7 +57,7 @@ def _panel(bars, features, dividends, provenance, older=None, daily=None):
     "A panel from bars and features with the same index."
     g = grid(bars)
     x = np.full((len(g), MINUTES, features.shape[1]), np.nan, np.float32)
-    x[g.seen] = features.to_numpy(np.float32)
+    x[g.seen] = features.to_numpy(np.float32)[g.rows] # bars that no market makes are not in the grid
     paid = np.array([(dividends or {}).get(d, 0.) for d in g.days])
     return Panel(g.days, list(features.columns), x, g.open, g.high, g.low, g.close, g.volume, g.n, paid, provenance, *(make(o, dividends) if o is not None and len(o) else None for make, o in ((five_minutes, older), (day_table, daily))))
 
