@@ -9,6 +9,7 @@ from spyresearch.bars import Grid, OHLCV, grid, read_bars
 from spyresearch.sessions import MINUTES, session, sessions
 from spyresearch.trade.costs import Costs
 from spyresearch.trade.significance import sharpe
+from spyresearch.trade.tickets import issue, settle
 from spyresearch.trade.backtest import LATE, backtest, bar_frame, by_backtesting, by_vectorbt, race, swing_tries
 from spyresearch.trade.strategies import always_long, benchmark, book, buy_hold, late, legs, noise_area
 
@@ -197,3 +198,38 @@ def test_tries_give_the_swing_rule_its_overfitting_and_its_reality_check(bars, d
     body = backtest(g, dividends=dividends, configurations=tries).to_json()
     assert .1 < body['strategies']['swing']['pbo'] < .95 and body['best_rule']['n_rules'] == 12 and body['best_rule']['p_white'] > .05
     assert body['strategies']['noise_area']['pbo'] is None and body['strategies']['swing']['doubt'] is None
+
+def brackets(g, every, hold, up, down):
+    "Swing tickets of every so many closes: bought at the next open, target and stop, sold `hold` sessions later."
+    out = []
+    for i in range(0, len(g.days) - hold - 1, every):
+        px, at, end = float(g.close[i][g.n[i] - 1]), session(g.days[i + 1]).open, session(g.days[i + 1 + hold]).open
+        out.append(issue(kind='swing', side='buy', provenance='replay:test', issued_at=session(g.days[i]).close, valid_from=at, valid_until=at + pd.Timedelta(hours=1), model='none',
+            declared_p=.5, p_calibrated=.5, p_lower=.5, breakeven_p=.5, ev_low_usd=0., size_frac=.5, entry_from=at, entry_until=at + pd.Timedelta(hours=1),
+            entry_px_low=px*.9, entry_px_high=px*1.1, exit_from=end, exit_until=end + pd.Timedelta(minutes=30), target_px=px*(1 + up), stop_px=px*(1 - down)))
+    return out
+
+def brackets_outside(g, tickets):
+    "The same tickets in backtesting.py: a market order with stop loss and take profit, closed for time."
+    import backtesting
+    df = bar_frame(g, always_long(g)); naive = lambda at: at.tz_localize(None)
+    first = {df.index.searchsorted(naive(t.entry_from)) - 1: t for t in tickets}; last = {df.index.searchsorted(naive(t.exit_from)) - 1 for t in tickets}
+    class Follow(backtesting.Strategy):
+        def init(self): pass
+        def next(self):
+            i = len(self.data) - 1
+            if i in last and self.position: self.position.close()
+            if i in first: self.buy(size=1, sl=first[i].stop_px, tp=first[i].target_px)
+    return backtesting.Backtest(df, Follow, cash=1e6, commission=0, trade_on_close=False).run()['_trades'].sort_values('EntryTime', ignore_index=True)
+
+@pytest.mark.parametrize('up, down', [(.004, .004), (.01, .006), (.0015, .0012)])
+@pytest.mark.filterwarnings('ignore')
+def test_tickets_end_where_an_outside_engine_ends_them(bars, up, down):
+    "Entry, stop, target and time agree bar by bar; where a bar opens beyond the target, ours is paid the target and not the better open."
+    g = grid(bars[bars.index < '2024-08-01'])
+    tickets = [t for t in brackets(g, 3, 2, up, down) if t.stop_px < g.open[g.days.index(t.entry_from.date()), 0] < t.target_px]
+    ours, theirs = [settle(t, g, Costs('paper')) for t in tickets], brackets_outside(g, tickets)
+    assert len(ours) == len(theirs) > 20 and len({o.status for o in ours}) >= 2
+    assert [o.entry_at.tz_localize(None) for o in ours] == theirs['EntryTime'].tolist() and [o.entry_px for o in ours] == theirs['EntryPrice'].tolist()
+    assert [o.exit_at.tz_convert('America/New_York').tz_localize(None) for o in ours] == theirs['ExitTime'].tolist()
+    for o, px in zip(ours, theirs['ExitPrice']): assert o.exit_px == pytest.approx(px, abs=1e-9) or o.status == 'target' and o.exit_px < px
