@@ -96,13 +96,11 @@ def learn_clock(
 
 # %% ../../nbs/trade/36_clock.ipynb #26f3f3eb
 @patch
-def _session(self:VarianceClock, day, now=None):
-    "Variance of a session, or of what is left of it."
-    s = session(day)
-    if not s.half: shape, whole = self.shape, 1.
+def _spent(self:VarianceClock, day, now):
+    "Variance of a session before moments of it, by minutes since its open; outside it, none or all."
+    if not session(day).half: shape, whole = self.shape, 1.
     else: shape, whole = np.r_[self.shape[:181], self.shape[180] + self.shape[-30:] - self.shape[-31]], self.half
-    gone = 0. if now is None else np.interp((now - s.open).total_seconds()/60, np.arange(len(shape)), shape/shape[-1])
-    return whole*(1 - gone)
+    return whole*np.interp(now, np.arange(len(shape)), shape/shape[-1])
 
 @patch
 def _night(self:VarianceClock, day, now=None):
@@ -110,6 +108,9 @@ def _night(self:VarianceClock, day, now=None):
     before, open = prev_session(day), session(day).open
     whole = self.night if (day - before).days == 1 else self.gap
     return whole if now is None else whole*min((open - now)/(open - session(before).close), 1.)
+
+@patch
+def _whole(self:VarianceClock, day): return self.half if session(day).half else 1.
 
 # %% ../../nbs/trade/36_clock.ipynb #94d781e7
 @patch
@@ -121,5 +122,19 @@ def left(self:VarianceClock,
     time_left(now, expiry)
     if now < self.known_at: raise UsageError(f'the variance clock was learned from sessions up to {self.known_at:%Y-%m-%d}', f'{now} is before that', 'learn a clock as of that moment')
     first, *rest = [d for d in sessions(now.astimezone(ET).date(), expiry) if session(d).close > now]
-    began = session(first).open <= now
-    return self._session(first, now if began else None) + (0. if began else self._night(first, now)) + sum(self._night(d) + self._session(d) for d in rest)
+    since = (now - session(first).open).total_seconds()/60
+    today = self._whole(first) - self._spent(first, since) + (self._night(first, now) if since < 0 else 0.)
+    return float(today + sum(self._night(d) + self._whole(d) for d in rest))
+
+# %% ../../nbs/trade/36_clock.ipynb #c62da7a7
+@patch
+def ahead(self:VarianceClock,
+    now:datetime, # aware, in a session
+    expiry:date, # a session
+    minutes, # [T] after now, none beyond the close of today's session
+) -> np.ndarray: # [T] full sessions of variance between then and the end; 0 at the end
+    "The variance that will be left in some minutes of the same session."
+    day = now.astimezone(ET).date(); s = session(day)
+    at = (now - s.open).total_seconds()/60 + np.asarray(minutes, float)
+    if at.min() < 0 or at.max() > s.n_minutes: raise UsageError('minutes outside the session', f'{at.min():g} to {at.max():g} since the open, of {s.n_minutes}', 'end them at the close')
+    return self.left(now, expiry) + self._spent(day, (now - s.open).total_seconds()/60) - self._spent(day, at)

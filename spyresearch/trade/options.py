@@ -120,11 +120,12 @@ def prices(self:Paths,
     "Contracts at every step of every path."
     strike, sign, own = (np.broadcast_to(np.asarray(o, float), np.shape(strike))[:, None, None] for o in (strike, sign, own))
     table = curve.price(strike, sign, self.nodes, np.asarray(left)[:, None], own, stickiness).astype('float32').reshape(len(strike), -1)
-    out, slope = np.empty((len(strike), len(self.at)), 'float32'), np.empty(len(self.at), 'float32')
-    for o, t in zip(out, table):
-        np.take(t, self.at, out=o, mode='clip')
-        np.take(np.diff(t, append=t[-1:]), self.at, out=slope, mode='clip')
-        slope *= self.part; o += slope
+    node = np.empty(table.shape, 'complex64') # a node and the step to the next, to be read at once
+    node.real, node.imag = table, np.diff(table, axis=1, append=table[:, -1:])
+    out, here = np.empty((len(strike), len(self.at)), 'float32'), np.empty(len(self.at), 'complex64')
+    for o, t in zip(out, node):
+        t.take(self.at, out=here, mode='clip')
+        np.multiply(here.imag, self.part, out=o); o += here.real
     return out.reshape(len(strike), *self.shape)
 
 # %% ../../nbs/trade/39_options.ipynb #8483a903
