@@ -279,7 +279,8 @@ def grid(
     have, code, m = _place(df.index); rows = np.ones(len(df), bool) if days is None else np.isin(have, list(days))[code]
     if not (ok := _inside(have, code, m) | ~rows).all():
         raise DataError(f'{_count((~ok).sum(), "bar")} outside regular hours', f'the first at {df.index[~ok][0]}', 'leave them out')
-    at = np.flatnonzero(rows); rows[at] = ok = _sound(have, code[at], m[at], df[OHLC].to_numpy(float)[at])
+    at = np.flatnonzero(rows); here, place = np.unique(code[at], return_inverse=True)
+    rows[at] = ok = _sound([have[o] for o in here], place, m[at], df[OHLC].to_numpy(float)[at])
     left, df, code, m = _left_out(df.iloc[at], ok), df[rows], code[rows], m[rows]
     days = [have[o] for o in np.unique(code)] if days is None else list(days)
     place = np.searchsorted(np.array(days, 'datetime64[D]'), np.array(have, 'datetime64[D]'))

@@ -167,6 +167,13 @@ def test_what_a_market_may_do_is_believed():
     assert walk(Watch(), *((d, m, True, 270 if m == 0 else 235) for m in range(8))) == [True] + [False]*4 + [True]*3 # believed when it stands
 
 
+def test_sessions_that_were_not_asked_for_are_no_measure(spy):
+    bad = times(spy, slice(at(spy, 0), at(spy, 389) + 1), 100.); days = [prev_session(DAY), date(2025, 12, 4)]
+    assert grid(bad, days).left_out == {} and grid(bad, days).seen.sum() == 780 == grid(bad, days).rows.sum()
+    halved = times(spy, slice(at(spy, 0, date(2025, 12, 4)), None), .6) # across the session that is left out nothing follows on: a fall of 40 % is believed
+    assert grid(halved, days).left_out == {}
+
+
 def test_a_price_that_is_none_is_never_the_measure():
     d = date(2026, 3, 31)
     for px in (0., -1., np.nan, np.inf):
