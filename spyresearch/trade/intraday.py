@@ -77,6 +77,11 @@ class Offer:
     p_target:float
     p_stop:float
     p_timeout:float
+    limit_usd:float # pay at most
+    p_win:float # P(net gain), given entry
+    ev_usd:float # expected net gain, given entry, USD a contract
+    error_usd:float # its standard error
+    time_stop:pd.Timestamp
     breakeven = property(lambda self: self.loss_usd/(self.win_usd + self.loss_usd))
 
 # %% ../../nbs/trade/43_intraday.ipynb #9d022494
@@ -116,7 +121,7 @@ def decide(
     "An option ticket, or every reason why there is none."
     reasons, v = weigh(idea.view, gate, idea.odds)
     quote = quote_faults(offer, permitted)
-    if v and v.ok and not quote and min(idea.view.p_cal, v.p_lower) < offer.breakeven + gate.rule.margin: reasons.append('below break-even')
+    if not quote and (not offer.ev_usd > offer.error_usd or v and v.ok and min(idea.view.p_cal, v.p_lower) < offer.breakeven + gate.rule.margin): reasons.append('below break-even')
     reasons += quote + [*blocks] + ['delayed data']*provenance.endswith('-delayed') + ['event window']*bool(event) + ['exercise window']*too_late(idea.at)
     facts = facts_of(idea.view, idea.odds, v) | {'hold': idea.hold, 'side': idea.side}
     if reasons: return Silence(idea.at, 'option', provenance, tuple(reasons), facts, (UNKNOWN_EVENTS,)*(event is None))
@@ -124,13 +129,13 @@ def decide(
 
 # %% ../../nbs/trade/43_intraday.ipynb #0dc1d103
 def _ticket(idea, o:Offer, v, provenance, model):
-    "The ticket of an offer that has passed; amounts for one contract."
+    "The ticket of an offer that has passed; amounts for one contract, bought at the limit."
     p = idea.view.p_cal; declared = round(min(p, v.p_lower), 4)
     ev = lambda chance: round(chance*o.win_usd - (1 - chance)*o.loss_usd, 2)
-    paid = 100*o.ask
+    paid = 100*o.limit_usd
     same = {n: getattr(o, n) for n in ('right', 'expiry', 'strike', 'con_id', 'trigger_px', 'trigger_until', 'exit_spy_px', 'take_profit_usd', 'stop_loss_usd', 'stop_spy_px',
-                                       'iv', 'iv_ratio', 'delta', 'premium_15m_usd', 'premium_30m_usd', 'p_trigger', 'p_target', 'p_stop', 'p_timeout')}
+                                       'iv', 'iv_ratio', 'delta', 'premium_15m_usd', 'premium_30m_usd', 'p_trigger', 'p_target', 'p_stop', 'p_timeout', 'time_stop')}
     return issue(kind='option', side=idea.side, provenance=provenance, issued_at=idea.at, valid_from=idea.at, valid_until=o.trigger_until, model=model,
         declared_p=declared, p_calibrated=round(p, 4), p_lower=v.p_lower, n_bucket=v.n, hit_bucket=v.hit, breakeven_p=o.breakeven, ev_usd=ev(p), ev_low_usd=ev(declared),
-        size_frac=round(size_frac(declared, o.win_usd/paid, o.loss_usd/paid, o.tail_usd/paid), 4), max_loss_usd=round(paid, 2), entry_limit_usd=o.ask, time_stop=time_stop(o.trigger_until, int(idea.hold)),
+        size_frac=round(size_frac(declared, o.win_usd/paid, o.loss_usd/paid, o.tail_usd/paid), 4), max_loss_usd=round(paid, 2), entry_limit_usd=o.limit_usd,
         quote_bid=o.bid, quote_ask=o.ask, quote_age_s=o.age_s, premium_now_usd=o.ask, share_equivalent=f'{100*o.delta:+.0f} SPY', **same)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['HOW', 'WAIT', 'CHASE', 'EXITS', 'TRIGGERS', 'CAUTION', 'TAIL', 'LEAST', 'Paths', 'entered', 'left', 'Board',
-           'spot_grid', 'limit', 'earned', 'tail_mean', 'Try', 'tries', 'walked', 'Find', 'find', 'ways', 'search']
+           'spot_grid', 'limit', 'earned', 'tail_mean', 'scored', 'Try', 'tries', 'walked', 'Find', 'find', 'ways',
+           'search', 'again', 'halves']
 
 # %% ../../nbs/trade/51_search.ipynb #155193c0
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -51,17 +53,17 @@ def left(
     bar:np.ndarray, # int [P], of `entered`
     side:int, # 1 profits from a rise, -1 from a fall
     target:float, stop:float, # USD; infinite or 0 for none
-    hold:int, # minutes after the entry
+    until:int, # the minute from now at whose open the time is up
 ) -> tuple: # bar [P], SPY there [P], place in HOW [P]; meaningless where it was never entered
     "When, where and how each path is left."
-    best, worst = (p.high, p.low) if side > 0 else (-p.low, -p.high)
-    k, last = np.arange(p.minutes), np.minimum(bar + hold, p.minutes - 1)[:, None]
-    won = (best >= side*target) & (k > bar[:, None]) & (k < last)
-    lost = (worst <= side*stop) & (k >= bar[:, None]) & (k < last)
-    hit = won | lost; any_ = hit.any(1); out = np.where(any_, hit.argmax(1), last[:, 0]); row = np.arange(len(p)); first = p.open[row, out]
-    how = np.where(~any_, 2, np.where(lost[row, out], 1, 0))
-    gap = np.minimum(side*first, side*stop)*side
-    return out, np.select([how == 0, how == 1], [np.full(len(p), target, float), np.where(out == bar, stop, gap)], first), how
+    row, last, a = np.arange(len(p)), min(until, p.minutes - 1), int(bar.min(initial=0)); b = max(last, a + 1)
+    k, best, worst = np.arange(a, b), *((o[:, a:b] for o in ((p.high, p.low) if side > 0 else (p.low, p.high))))
+    open_ = (k >= bar[:, None]) & (k < last)
+    lost = (worst <= stop if side > 0 else worst >= stop) & open_
+    hit = (best >= target if side > 0 else best <= target) & open_; hit[row, bar - a] = False; hit |= lost
+    met = hit.any(1); at = np.where(met, hit.argmax(1), 0); out = np.where(met, at + a, last); first = p.open[row, out]
+    how = np.where(~met, 2, np.where(lost[row, at], 1, 0)); gap = np.minimum(first, stop) if side > 0 else np.maximum(first, stop)
+    return out, np.where(how == 0, target, np.where(how == 2, first, np.where(out == bar, stop, gap))), how
 
 # %% ../../nbs/trade/51_search.ipynb #bd2f3967
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def mids(self:Board,
 
 # %% ../../nbs/trade/51_search.ipynb #2e569f68
 WAIT, CHASE = 15, .1 # minutes a trigger stands; how far beyond it (units) a buyer may pay for
-EXITS = ((.6, .4, 15), (1., .7, 30), (1.5, 1., 60), (np.inf, np.inf, 30)) # target, stop in units; minutes held
+EXITS = ((.6, .4, 30), (1., .7, 45), (1.5, 1., 75), (np.inf, np.inf, 45)) # target, stop in units; minutes from now to the time stop
 TRIGGERS = np.array([-1., -.7, -.4, -.2, 0., .2, .4, .7, 1.]) # units; 0 is at once
 
 def limit(
@@ -125,7 +127,7 @@ def earned(
     return net
 
 # %% ../../nbs/trade/51_search.ipynb #30756a94
-CAUTION, TAIL, LEAST = .1, .05, .05 # weight of the tail; how much of it; chance of a fill below which nothing is tried
+CAUTION, TAIL, LEAST = .02, .05, .05 # weight of the tail; how much of it; chance of a fill below which nothing is tried
 
 def tail_mean(
     net:np.ndarray, # [P], NaN where nothing was done
@@ -134,14 +136,22 @@ def tail_mean(
     x = net[np.isfinite(net)]; n = max(int(len(x)*TAIL), 1)
     return float(np.partition(x, n - 1)[:n].mean()) if len(x) else np.nan
 
+def scored(
+    net:np.ndarray, # [R] USD a contract, NaN where nothing was done
+    P:int, # paths in all
+) -> float: # USD; what cannot be told from luck counts less
+    "The gain less its error and a share of its tail, times the chance of a fill."
+    x = net[np.isfinite(net)]; n = len(x)
+    return n/P*float(x.mean() - x.std()/n**.5 + CAUTION*tail_mean(x)) if n >= max(LEAST*P, 2) else -np.inf
+
 @dataclass(frozen=True)
 class Try:
-    "One way to do it: trigger (USD, None for at once), side, target and stop (USD), minutes held."
+    "One way to do it: trigger (USD, None for at once), side, target and stop (USD), minutes from now to the time stop."
     trigger:float|None
     side:int
     target:float
     stop:float
-    hold:int
+    until:int
 
 def tries(
     px:float, # USD
@@ -150,8 +160,8 @@ def tries(
 ) -> list:
     "All of them."
     def at(base, o): return base*np.exp(o*unit)
-    return [Try(None if t == 0 else round(at(px, t), 2), s, round(at(at(px, t), s*up), 2), round(at(at(px, t), -s*down), 2) if np.isfinite(down) else s*-np.inf, hold)
-            for t in triggers for s in (1, -1) for up, down, hold in exits]
+    return [Try(None if t == 0 else round(at(px, t), 2), s, round(at(at(px, t), s*up), 2), round(at(at(px, t), -s*down), 2) if np.isfinite(down) else s*-np.inf, until)
+            for t in triggers for s in (1, -1) for up, down, until in exits]
 
 # %% ../../nbs/trade/51_search.ipynb #895e0900
 def walked(
@@ -163,7 +173,7 @@ def walked(
     "One try on every path."
     bar, x = entered(p, t.trigger, wait); r = np.flatnonzero(bar < wait)
     bar, x = bar[r], x[r]
-    return r, (bar, x), left(p.only(r), bar, t.side, t.target, t.stop, min(t.hold, max(last - 1, 1)))
+    return r, (bar, x), left(p.only(r), bar, t.side, t.target, t.stop, min(t.until, last))
 
 @dataclass(frozen=True)
 class Find:
@@ -181,7 +191,7 @@ class Find:
     p_target:float
     p_stop:float
     p_timeout:float
-    score = property(lambda self: self.p_fill*(self.ev_usd + CAUTION*self.tail_usd))
+    score = property(lambda self: self.p_fill*(self.ev_usd - self.error + CAUTION*self.tail_usd))
 
 # %% ../../nbs/trade/51_search.ipynb #ae3be61e
 def find(
@@ -205,15 +215,16 @@ def ways(
     p:Paths, board:Board, unit:float, wait:int, last:int, # as for `search`
 ) -> dict: # contract -> (score, Try)
     "The best try of each contract on these paths."
-    side, best = np.where(board.contracts['right'] == 'C', 1, -1), {}
-    for t in tries(p.px, unit):
-        k = np.flatnonzero(side == t.side); r, way_in, way_out = walked(p, t, wait, last)
-        if not len(k) or len(r) < LEAST*len(p): continue
-        part = board.only(k); net = earned(part, limit(part, t.trigger or p.px, t.side, unit), way_in, way_out)
-        filled = np.isfinite(net).sum(1); ev = np.nansum(net, 1)/len(p)
-        for j in np.flatnonzero(ev > [best.get(o, (-np.inf,))[0] for o in k]):
-            score = ev[j] + CAUTION*tail_mean(net[j])*filled[j]/len(p)
-            if filled[j] >= LEAST*len(p) and score > best.get(k[j], (-np.inf,))[0]: best[k[j]] = score, t
+    side = np.where(board.contracts['right'] == 'C', 1, -1); sides = {s: (k, board.only(k)) for s in (1, -1) if len(k := np.flatnonzero(side == s))}
+    top, best = np.full(len(board), -np.inf), {}
+    for trigger, ts in groupby(tries(p.px, unit), lambda t: t.trigger):
+        bar, x = entered(p, trigger, wait); r = np.flatnonzero(bar < wait)
+        if len(r) < LEAST*len(p): continue
+        sub, way_in = p.only(r), (bar[r], x[r])
+        for t in (o for o in ts if o.side in sides):
+            k, part = sides[t.side]; net = earned(part, limit(part, t.trigger or p.px, t.side, unit), way_in, left(sub, way_in[0], t.side, t.target, t.stop, min(t.until, last)))
+            for j in np.flatnonzero(np.nansum(net, 1)/len(p) > top[k]): # a tail and an error only make it less
+                if (score := scored(net[j], len(p))) > top[k[j]]: top[k[j]], best[k[j]] = score, (score, t)
     return best
 
 # %% ../../nbs/trade/51_search.ipynb #cc952786
@@ -225,7 +236,7 @@ def search(
     last:int=10_000, # minutes from now to the day's time stop
 ) -> list: # a Find for each contract that can be bought at all, best first
     "Which contract, at which price of SPY, and out where."
-    choose, judge = (p.only(np.flatnonzero(p.group % 2 == o)) for o in (0, 1)); found = []
+    (choose, judge), found = halves(p), []
     if not (len(choose) and len(judge)): raise DataError('paths of one group only', 'half of them choose, the other half judge', 'give paths from more days')
     by = {}
     for k, (_, t) in ways(choose, board, unit, wait, last).items(): by.setdefault(t, []).append(k)
@@ -233,3 +244,15 @@ def search(
         part = board.only(k); r, way_in, way_out = walked(judge, t, wait, last); most = limit(part, t.trigger or p.px, t.side, unit)
         found += [find(i, t, m, net, way_out[2], judge.group[r], len(judge)) for i, m, net in zip(k, most, earned(part, most, way_in, way_out))]
     return sorted((o for o in found if o), key=lambda o: -o.score)
+
+def again(
+    o:Find,
+    p:Paths, # others
+    board:Board, # the same
+    wait:int=WAIT, last:int=10_000, # as for `search`
+) -> Find|None: # None where it is never bought
+    "The same trade on other paths."
+    r, way_in, way_out = walked(p, o.how, wait, last)
+    return find(o.contract, o.how, o.limit, earned(board.only([o.contract]), np.array([o.limit]), way_in, way_out)[0], way_out[2], p.group[r], len(p))
+
+def halves(p:Paths) -> tuple: return tuple(p.only(np.flatnonzero(p.group % 2 == o)) for o in (0, 1)) # the groups that choose, those that judge
