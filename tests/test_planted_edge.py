@@ -10,8 +10,12 @@ from spyresearch.bars import read_bars
 from spyresearch.models.confidence import Evidence
 from spyresearch.models.experiment import evaluate
 from spyresearch.models.windows import Panel
+from spyresearch.sessions import minutes, session
+from spyresearch.trade.explain import explained
+from spyresearch.trade.record import record
+from spyresearch.trade.risk import desk_blocks
 from spyresearch.trade.signals import honesty, judged, published, walk
-from spyresearch.trade.tickets import REASONS
+from spyresearch.trade.tickets import Outcome, REASONS, Ticket
 from spyresearch.tws.market import demo_tape
 from spyresearch.tws.replay import spawn
 
@@ -116,3 +120,27 @@ def test_the_whole_run_finds_the_planted_edge(tmp_path):
 def test_the_whole_run_is_silent_without_it(tmp_path):
     t, said = whole_run(tmp_path, 0., 160)
     assert t.empty and 'No edge' in said
+
+
+def test_a_ticket_is_explained_by_what_was_kept_with_it(found, tmp_path):
+    "From the demo's own bars to every number of a ticket on record: nothing comes out otherwise, and a changed file is seen."
+    signals, panel = found
+    d = max(panel.days.index(t.issued_at.date()) for t, _ in signals.tickets)
+    early = panel.days_upto(d + 1); now = walk(early, evaluate(early, members='har'), desk=[])
+    (tmp_path/'daily_data').mkdir()
+    for i in range(d - 40, d + 1):
+        ix = minutes(early.days[i]); df = pd.DataFrame({o: getattr(early, o)[i][:len(ix)] for o in ('open', 'high', 'low', 'close', 'volume')}, index=ix)
+        df.to_csv(tmp_path/'daily_data'/f'{early.days[i]}.csv', index_label='Datetime')
+    t, = [o for o in record(tmp_path/'journal', now, session(early.days[d]).close, early) if isinstance(o, Ticket)]
+    text, differs = explained(tmp_path/'journal', t.id[:6])
+    assert differs == [] and t.size_frac == 0. and 'Unproven' in text[0] and sum('= again' in o for o in text) > 30
+    path = tmp_path/'daily_data'/f'{early.days[d]}.csv'; path.write_text(path.read_text()[:-30])
+    assert any('data' in o for o in explained(tmp_path/'journal', t.id)[1])
+
+
+def test_the_newest_close_is_decided_with_the_positions_on_record(found):
+    "A position that the walk would have had forbids nothing to an owner who has none, and one that he has forbids a ticket."
+    signals, panel = found
+    t, o = max(signals.tickets, key=lambda p: p[0].issued_at)
+    blocks = [desk_blocks(desk, t.issued_at) for desk in ([], [(t, Outcome('filled', taken=True))])]
+    assert blocks == [(), ('position already open',)]

@@ -19,7 +19,6 @@ from ..core import ET, file_hash
 from ..journal import Journal
 from ..models.confidence import Evidence, Platt, past_rank
 from ..models.direction import DAY_NAMES, Head, day_features
-from ..models.targets import QUANTILES
 from . import swing
 from .costs import Costs, fees_usd
 from .risk import size_frac
