@@ -7,20 +7,19 @@ __all__ = ['EXPIRIES', 'DELTA', 'REACH', 'TRIED', 'shortlist', 'board_of', 'char
 
 # %% ../../nbs/trade/53_offers.ipynb #dcfd8208
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import pandas as pd
 
 from ..core import ET
-from ..features.smile import arrays
 from ..sessions import session
 from .clock import VarianceClock, time_left
 from .costs import Costs
 from .intraday import Offer, TIME_STOP, WIDE
 from .options import curves
 from .quotes import check_quotes
-from .search import Board, Find, Paths, WAIT, again, halves, search, spot_grid
+from .search import Board, Paths, WAIT, again, halves, search, spot_grid
 from .valuation import delta
 
 # %% ../../nbs/trade/53_offers.ipynb #5fe189ff
