@@ -7,7 +7,7 @@ __all__ = ['EXPIRIES', 'DELTA', 'REACH', 'TRIED', 'shortlist', 'board_of', 'char
 
 # %% ../../nbs/trade/53_offers.ipynb #dcfd8208
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -52,15 +52,14 @@ def board_of(
     clock:VarianceClock,
     now:datetime, # aware
     px:float, # USD, SPY now
-    minutes:int, # that the paths last
+    minutes:int, # that the paths last, to the close at most
     unit:float, # log return, the forecast's volatility of an hour
     costs:Costs=Costs(),
 ) -> Board:
     "The contracts at every price and minute."
     spots, mid = spot_grid(px, REACH*unit*max(minutes/60, 1)**.5), []; day = now.astimezone(ET).date()
     for e, g in c.groupby('expiry', sort=False):
-        left = np.array([clock.left(now + timedelta(minutes=k), e) for k in range(minutes + 1)])
-        k, s, own = (g[o].to_numpy(float)[:, None, None] for o in ('strike', 'sign', 'own'))
+        left = clock.ahead(now, e, np.arange(minutes + 1)); k, s, own = (g[o].to_numpy(float)[:, None, None] for o in ('strike', 'sign', 'own'))
         mid.append(smiles[e].price(k, s, spots, left[:, None], own).astype(np.float32))
     fee = [costs.options_usd(1, float(a), 'buy', day) + costs.options_usd(1, float(b), 'sell', day) for a, b in zip(c['ask'], c['bid'])]
     return Board(c.reset_index(drop=True), spots, np.concatenate(mid), (c['ask'] - c['bid']).to_numpy(float)/2, np.array(fee))
@@ -73,9 +72,9 @@ def charged(
     minutes:int=60,
 ) -> float: # log return
     "The volatility that an expiry charges for the next minutes."
-    a = clock.left(now, smile.expiry); end = session(now.astimezone(ET).date()).close.to_pydatetime()
-    later = now + timedelta(minutes=minutes); b = 0. if smile.expiry == end.date() and later >= end else clock.left(min(later, end), smile.expiry)
-    return smile.sd*np.sqrt((a - b)/a)
+    end = (session(now.astimezone(ET).date()).close - now).total_seconds()/60
+    a, b = clock.ahead(now, smile.expiry, [0, min(minutes, end)])
+    return float(smile.sd*np.sqrt((a - b)/a))
 
 def scaled(p:Paths, k:float) -> Paths: # log moves times k
     "The same paths, wider or narrower."
