@@ -19,7 +19,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..bars import RAW_COLUMNS, Grid, grid
-from ..core import UsageError
+from ..core import SpyError, UsageError
+from .declaration import broken, check_fields, checked
 from .fingerprint import meaning, source_code
 from ..sessions import MINUTES, prev_session
 
@@ -65,7 +66,8 @@ def _home(f): "The module that a feature was declared in."; return getattr(f.bat
 
 @patch
 def add(self:Registry, f:Feature) -> Feature:
-    "Enter a declaration; a name twice, an unknown input or an unknown word is refused."
+    "Enter a declaration; a name twice, an unknown input or an unknown word is refused, and what `checked` refuses."
+    checked(f)
     for k, allowed in dict(scope=('session', 'continuous'), known_at=self.known_at).items():
         if getattr(f, k) not in allowed: raise UsageError(f'feature {f.name}: {k} {getattr(f, k)!r} is unknown', f"it is one of {', '.join(allowed)}")
     if unknown := [o for o in f.inputs if o not in self.inputs and o not in self.features and not _beside(o)]:
@@ -93,7 +95,8 @@ def feature(
     **kw, # the other fields of `Feature`
 ): # a `Feature`, or the decorator that makes one of a function
     "Declare a feature."
-    def declare(f): return registry.add(Feature(name, batch=f, **kw))
+    check_fields(name, kw, [o for o in Feature.__dataclass_fields__ if o not in ('name', 'batch')])
+    def declare(f): return registry.add(Feature(name, batch=f, **dict(group='', formula='') | kw))
     return declare if batch is None else declare(batch)
 
 @patch
@@ -174,7 +177,10 @@ def __getitem__(self:Days, name):
     if name not in self.registry: return getattr(self, name)
     if name not in self._memo:
         f = self.registry[name]
-        with np.errstate(all='ignore'): self._memo[name] = f.batch(_Only(self, f))
+        try:
+            with np.errstate(all='ignore'): self._memo[name] = f.batch(_Only(self, f))
+        except SpyError: raise
+        except Exception as e: raise broken(f, 'batch', e) from e # a formula may raise anything
     return self._memo[name]
 
 # %% ../../nbs/features/19_registry.ipynb #514c20ed
@@ -184,7 +190,9 @@ def column(
     name:str, # a feature with one value a minute
 ) -> np.ndarray: # float64 [D, 390]
     "A feature as it is published: empty where there is no bar, and where the formula has no finite value."
-    a = np.broadcast_to(np.asarray(self[name], float), self.close.shape)
+    x = self[name]
+    try: a = np.broadcast_to(np.asarray(x, float), self.close.shape)
+    except (TypeError, ValueError) as e: raise broken(self.registry[name], 'batch', e) from e
     return np.where(self.seen & np.isfinite(a), a, np.nan)
 
 # %% ../../nbs/features/19_registry.ipynb #020fb31f
@@ -210,7 +218,11 @@ def new_state(self:Feature):
 @patch
 def advance(self:Feature, b:Minute, state):
     "The value at minute `b`, which is also left in `b` for the features that read it."
-    b.__dict__[self.name] = v = self.batch(b) if self.step is None else self.step(b, state)
+    try:
+        b.__dict__[self.name] = v = self.batch(b) if self.step is None else self.step(b, state)
+        if self.group != 'base': float(v) # an ingredient may be several numbers, a column may not
+    except SpyError: raise
+    except Exception as e: raise broken(self, 'step' if self.step else 'minute', e) from e # a formula may raise anything
     return v
 
 # %% ../../nbs/features/19_registry.ipynb #6fa35837
