@@ -173,7 +173,7 @@ def doubts(
     costs = pd.DataFrame([dict(times=k) | _brief(again(base, k)) for k in TIMES])
     delays = pd.DataFrame([dict(minutes=k) | _brief(again(orders(k), 1.)) for k in LATE])
     return dict(costs=costs, delays=delays, years=apart(real, [str(d.year) for d in real.daily.index]), regimes=apart(real, sky),
-        order=order_risk(trade_returns(real, equity_usd)), breakeven_times=float(t['gross_bp'].mean()/t['cost_bp'].mean()))
+        order=order_risk(trade_returns(real, equity_usd)), breakeven_times=float(gain/t['cost_bp'].mean()) if (gain := t['gross_bp'].mean()) > 0 else float('nan'))
 
 # %% ../../nbs/trade/46_backtest.ipynb #bcc2e29d
 STRICT = (0., .5, .8, .9) # lowest rank of a score among the past ones
