@@ -14,7 +14,7 @@ from spyresearch.sessions import session, sessions
 from spyresearch.trade.clock import VarianceClock, last_trade, learn_clock, time_left
 from spyresearch.trade.options import Curve, DELTAS, Paths, RULES, curves, error_table, moves, repriced, repricing_error, snapshots, stickiness
 from spyresearch.trade.quotes import REASONS, chain_carry, check_quotes
-from spyresearch.trade.valuation import black, delta, early_exercise, greeks, implied, interest_days
+from spyresearch.trade.valuation import black, carry, delta, early_exercise, greeks, implied, interest_days
 
 FLAT = VarianceClock(datetime(2026, 2, 27, 16, tzinfo=ET), np.arange(391)/390, .5, .7, .25)
 
@@ -202,6 +202,24 @@ def test_early_exercise_bounds():
     worth = early_exercise(750., [k], [-1], sd, .036/365)[0]; european, _, american = bermudan(750., k, -1, .14, .036, 5)
     assert .03 < worth < .06 and worth/european < .006 and american - european < .09
     assert early_exercise(750., [760., 740.], [-1, 1], [.005], 0.) == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_early_exercise_is_in_the_recorded_prices(snaps):
+    "Puts in the money are quoted above parity by what the function says, to two cents in the median: 4 and 7 cents a week out, nothing on the day of expiry."
+    out = []
+    for s in snaps[::3]:
+        day = s.at.date(); rate = carry({e: c.forward for e, c in s.curves.items()}, day).rate
+        for e, c in s.curves.items():
+            g = s.rows[s.rows['expiry'] == pd.Timestamp(e)].assign(mid=lambda o: (o.bid + o.ask)/2); sides = {r: g[g.right == r].set_index('strike') for r in 'CP'}
+            k = sides['P'].index.intersection(sides['C'].index); d = sides['P'].delta.abs().loc[k].to_numpy(float)
+            k, d = k[(d > .65) & (d < .85)].to_numpy(), d[(d > .65) & (d < .85)]
+            ends = sessions(day, e); left = np.diff([0., *(c.left - FLAT.left(s.at, e) + FLAT.left(s.at, o) for o in ends)])
+            sd = c.sd*np.sqrt(np.maximum(left, 1e-4)/np.maximum(left, 1e-4).sum())
+            days = np.diff([0, *(interest_days(day, o) for o in ends)])
+            above = sides['P'].mid.loc[k].to_numpy() - sides['C'].mid.loc[k].to_numpy() - (k - c.forward)*(1 - rate*days.sum()/365)
+            out.append(pd.DataFrame(dict(days=days.sum(), d=d, above=100*above, said=100*early_exercise(s.spot, k, -np.ones(len(k)), sd, rate*days/365))))
+    o = pd.concat(out); o = o.groupby([pd.cut(o.days, [-1, 0, 2, 4, 7]), pd.cut(o.d, [.65, .75, .85])], observed=True).agg(n=('d', 'size'), above=('above', 'median'), said=('said', 'median'))
+    assert len(o) == 8 and abs(o.above - o.said).max() < 2 and abs(o.above.iloc[:2]).max() < .6 and (o.said.iloc[:2] == 0).all() and o.above.iloc[-1] > 6
 
 
 # Quotes
