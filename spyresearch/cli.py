@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
-           'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Json',
+           'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features', 'Json',
            'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'write_json', 'say', 'outcome', 'heed',
            'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate', 'backtest', 'models',
            'promote', 'rollback', 'tickets', 'live', 'record', 'replay', 'docs', 'drill', 'test', 'bench', 'main']
@@ -21,7 +21,7 @@ try:
     import typer
     from typer.exceptions import TyperException
 
-    from spyresearch.core import CheckFailed, NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
+    from spyresearch.core import CheckFailed, DataError, NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
 except KeyboardInterrupt: raise SystemExit(130) from None # Ctrl-C right at the start
 
 # %% ../nbs/66_cli.ipynb #6af73ea9
@@ -49,6 +49,7 @@ BookFile = _opt(Optional[Path], '--book', 'A ten-level order book, to serve.')
 Intraminute = _opt(str, '--intraminute', '"simulated" draws trades, quotes and books inside the minutes of --bars.')
 Speed = _opt(str, '--speed', 'Virtual seconds per second; "max" is as fast as all can follow.')
 FaultScript = _opt(str, '--faults', 'What goes wrong: JSON, or a file of JSON.')
+Features = _opt(Optional[list[str]], '--features', 'A Python file that declares features of your own; again for another. Later commands on this folder use it too, until --features none.')
 Json = _opt(Optional[str], '--json', 'Write the result as JSON to this file, or to standard output with "-".')
 
 # %% ../nbs/66_cli.ipynb #cfdaa53e
@@ -99,6 +100,30 @@ def _n_days(days):
     "`--days` as a number of sessions, or `all`."
     if days == 'all' or days.isdigit() and int(days) > 0: return days if days == 'all' else int(days)
     raise UsageError(f'--days {days!r} is neither a number of sessions nor "all"', '', 'as --days 120')
+
+# %% ../nbs/66_cli.ipynb #69d00e93
+def _stored(ctx):
+    "The data folder of a command that asks no market; a source typed beside --data has to be the folder's own."
+    from spyresearch.store import Store
+    source = _source(ctx); store = Store(_folder(source, ctx.params['data'], 'data'))
+    typed = [o.opts[0] for o in ctx.command.params if o.name in ('tws', 'bars', 'seed', 'edge') and ctx.get_parameter_source(o.name).name == 'COMMANDLINE']
+    if typed and ctx.params['data'] is not None and (why := _other(source, store)):
+        raise UsageError(f"{' and '.join(typed)} cannot be used with --data {store.root}", f'{ctx.info_name} reads that folder alone, and {why}', 'leave one of the two out')
+    return store
+
+def _other(source, store):
+    "Why a folder is not known to hold what a source serves; empty if it does."
+    if source.tws: return 'asks nobody at that address'
+    if not store.provenance: return ''
+    if (held := store.provenance.partition(':')[2].removesuffix('-delayed').removesuffix('+sim')) != source.name: return f'it holds {store.provenance}, not {source.name}'
+    try: same = source.fingerprint == store.original.m.get('tape', '')
+    except OSError as e: return f'{e.filename} cannot be read: {e.strerror}'
+    return '' if same else f'it was filled from files of other content than this {held}, or from more of them'
+
+def _adopt(store, files, keep=True):
+    "Take in the files of own features that the user named, if he did."
+    from spyresearch.features.extension import adopt
+    if files: adopt(store, [] if files == ['none'] else files, keep)
 
 # %% ../nbs/66_cli.ipynb #707d700e
 def say(
@@ -184,31 +209,29 @@ def history(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily
 
 # %% ../nbs/66_cli.ipynb #f4127ec1
 @app.command()
-def prepare(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0.,
+def prepare(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, features: Features = None, seed: Seed = 7, edge: Edge = 0.,
             strict: _opt(bool, '--strict', 'Exit 5 when every day file was up to date.') = False):
     "Compute the features of the raw days in the data folder and write the day files."
-    from spyresearch.features.prepare import prepare as compute
-    from spyresearch.store import Store
-    store = Store(_folder(_source(ctx), data, 'data'))
-    if not store.raw_days(): raise UsageError(f'{store.root} holds no raw days', 'there is nothing to compute features from', 'run `spy history` first, with the same source or --data')
-    report = compute(store, progress=bar_progress('prepare'))
+    from spyresearch.features.prepare import damaged, prepare as compute
+    store = _stored(ctx)
+    if not (store.raw_days() or damaged(store)): raise UsageError(f'{store.root} holds no raw days', 'there is nothing to compute features from', 'run `spy history` first, with the same source or --data')
+    _adopt(store, features)
+    report = compute(store, progress=bar_progress('prepare'), warn=lambda text: say(text, sys.stderr))
     print(report)
+    if report.refused: raise DataError(f"raw days that do not count: {', '.join(str(d) for d, _ in report.refused)}", report.refused[0][1], 'run `spy history` with enough --days to reach them, then `spy prepare`; all other day files are up to date')
     if strict and not report.written: raise NothingToDo('nothing to prepare', 'every day file is up to date')
 
 # %% ../nbs/66_cli.ipynb #7bfaa0d7
 @app.command(name='check-parity')
-def check_parity(ctx: typer.Context, day: _opt(str, '--day', 'A recorded session, YYYY-MM-DD.'), tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
-    "Stream features against batch features for a day: a certificate; exit 1 if they differ."
-    from spyresearch.features.prepare import certify
-    from spyresearch.store import Store
-    try: at = date.fromisoformat(day)
-    except ValueError: raise UsageError(f'--day {day!r} is not a date', 'expected YYYY-MM-DD', 'as --day 2026-03-31') from None
-    store = Store(_folder(_source(ctx), data, 'data'))
-    if at not in (days := store.raw_days()): raise UsageError(f'{store.root} holds no bars of {at}', f'it holds {days[0]} to {days[-1]}' if days else 'it holds no raw days', 'name one of its sessions, or run `spy history` first with the same source or --data')
+def check_parity(ctx: typer.Context, day: _opt(Optional[str], '--day', 'A recorded session, YYYY-MM-DD; the last one by default.') = None, tws: Tws = None, bars: Bars = None, data: Data = None, features: Features = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
+    "Stream features against batch features and the day file: a certificate; exit 1 if they differ."
+    from spyresearch.features.prepare import certify, named
+    store = _stored(ctx); at = named(store, _date(day, '--day'))
+    _adopt(store, features, keep=False)
     bar = certify(store, at)
     ok, text, seconds = _of_seconds(store, at)
     print(bar, text, sep='\n')
-    write_json(dict(day=day, provenance=store.provenance, ok=bar.ok and ok, minute=_rows(bar.table), second=seconds), json_out)
+    write_json(dict(day=str(at), provenance=store.provenance, ok=bar.ok and ok, file=dict(same=bar.same, said=bar.file), minute=_rows(bar.table), second=seconds), json_out)
     bar.check()
     if not ok: raise CheckFailed(f'one-second features of {at} differ', text, 'mend the form that is wrong; the raw seconds are untouched')
 
@@ -226,14 +249,16 @@ def _of_seconds(store, day):
     return ok, f"{'PASS' if ok else 'FAIL'} {day}: {len(t)} one-second features over {len(seconds):,} seconds, {int((t['share_equal'] == 1).sum())} equal to the last bit; largest relative difference {t['max_rel'].max():.1e}", _rows(t)
 
 # %% ../nbs/66_cli.ipynb #d559b8f3
-def _execute(name, json_name, json_out, reports, source, data, **params):
+def _execute(name, json_name, json_out, reports, source, data, features=None, **params):
     "Run a notebook for `source` and say where its report is and what it found."
     from spyresearch.models.experiment import chosen
     from spyresearch.models.folds import LEAST
     from spyresearch.runs import execute
+    from spyresearch.store import Store
     if params['days'].isdigit() and int(params['days']) < LEAST: raise UsageError(f"--days {params['days']} is too few", f'the walk-forward trains on 60 sessions before it scores any, and needs {LEAST}', f'use {LEAST} or more')
     chosen(params['members']); _span(params.get('score_from'), params.get('score_to'))
     data, reports = (_folder(source, o, top, params['client_id']) for o, top in ((data, 'data'), (reports, 'reports')))
+    if features: _adopt(Store(data), features) # the notebook finds them in the manifest
     done = execute(name, dict(tws=source.tws, bars=list(source.bars), daily=source.daily, dividends=source.dividends, asof=source.asof, seed=source.seed, edge=source.edge, sessions=source.sessions,
                               data=str(data), **params), reports)
     if json_out: write_json(json.loads((done.folder/json_name).read_text()), json_out)
@@ -257,32 +282,32 @@ From, To = _opt(str, '--from', 'First scored day, YYYY-MM-DD; what is earlier tr
 
 @app.command()
 def run(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None,
-        days: Days = '120', asof: Asof = None, deepen: Deepen = 0, members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
+        days: Days = '120', asof: Asof = None, deepen: Deepen = 0, features: Features = None, members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "The main job, end to end: history, day files, walk-forward verdict, tickets or reasoned silence, HTML report."
-    _execute('run', 'evaluation.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members, deepen=deepen)
+    _execute('run', 'evaluation.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members, deepen=deepen)
 
 @app.command()
 def train(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
-          score_from: From = '', score_to: To = '', members: Members = 'all', promote: _opt(bool, '--promote', 'Let the new model serve, whatever serves now.') = False,
+          score_from: From = '', score_to: To = '', features: Features = None, members: Members = 'all', promote: _opt(bool, '--promote', 'Let the new model serve, whatever serves now.') = False,
           client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "A new model, fitted on all days and judged walk-forward; it serves if told so, or if no other can."
-    _execute('train', 'model.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
+    _execute('train', 'model.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members,
              score_from=score_from, score_to=score_to, promote=promote)
 
 @app.command()
 def evaluate(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
-             score_from: From = '', score_to: To = '', members: Members = 'all', ray: _opt(str, '--ray', 'Make the pieces of the walk in parallel: "local", or HOST:PORT of a Ray cluster.') = '',
+             score_from: From = '', score_to: To = '', features: Features = None, members: Members = 'all', ray: _opt(str, '--ray', 'Make the pieces of the walk in parallel: "local", or HOST:PORT of a Ray cluster.') = '',
              client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "Forecasts against every baseline, walk-forward; what an earlier run has finished is used again."
-    _execute('evaluate', 'evaluation.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
+    _execute('evaluate', 'evaluation.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members,
              score_from=score_from, score_to=score_to, ray=ray)
 
 @app.command()
 def backtest(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
-             score_from: From = '', score_to: To = '', plan: _opt(str, '--plan', 'Commissions: tiered or fixed.') = 'tiered', members: Members = 'all',
+             score_from: From = '', score_to: To = '', plan: _opt(str, '--plan', 'Commissions: tiered or fixed.') = 'tiered', features: Features = None, members: Members = 'all',
              client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "The rules against the noise area, buy and hold, always long and flat."
-    _execute('backtest', 'backtest.json', json_out, reports, _source(ctx), data, days=str(_n_days(days)), client_id=client_id, members=members,
+    _execute('backtest', 'backtest.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members,
              score_from=score_from, score_to=score_to, plan=plan)
 
 # %% ../nbs/66_cli.ipynb #efa2c741
@@ -292,8 +317,7 @@ app.add_typer(_models, name='models')
 def _at(ctx):
     "The data folder and the moment that the options of a command name."
     from spyresearch.models.champions import moment
-    from spyresearch.store import Store
-    store = Store(_folder(_source(ctx), ctx.params['data'], 'data'))
+    store = _stored(ctx)
     return store, parse_asof(ctx.params['asof']) if ctx.params['asof'] else moment(store)
 
 @_models.callback()
@@ -331,23 +355,25 @@ def rollback(ctx: typer.Context, why: Why = '', tws: Tws = None, bars: Bars = No
 def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
     "The tickets that stand after the last run, or the reasons for silence."
     from spyresearch.trade.record import latest
-    said = latest(_folder(_source(ctx), data, 'data')/'journal')
+    said = latest(_stored(ctx).journal)
     if json_out: write_json(said, json_out)
     if json_out != '-': print(f"as of {said['asof']}", *(o['sentence'] for o in said['words']), sep='\n')
 
 # %% ../nbs/66_cli.ipynb #1afe31d5
 @app.command()
 def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, quotes: Quotes = None, trades: Trades = None, book: BookFile = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
-         days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', once: _opt(bool, '--once', 'One session, then end.') = False,
+         days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', features: Features = None, once: _opt(bool, '--once', 'One session, then end.') = False,
          until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
          options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
     "Record every session: level 1, level 2 and trades each second, today's day file each minute; for ever, until Ctrl-C."
     from spyresearch.live.runner import go
+    from spyresearch.store import Store
     from spyresearch.tws.source import open_source
     if tws and asof: raise UsageError('--asof is not for a live run on TWS', 'it happens now', 'leave it out')
     source, n = _source(ctx), _n_days(days)
     if n == 'all': raise UsageError('--days all is not for a live run', 'its start must not take hours', 'fetch the past with `spy history --days all` first')
     root = _folder(source, data, 'data', client_id)
+    if features: _adopt(Store(root), features)
     with open_source(source, **({} if tws else dict(speed=speed, faults=faults, from_open=True))) as (host, port):
         run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say))
 
@@ -392,12 +418,14 @@ def docs(ctx: typer.Context, out: _opt(Path, '--out', 'The folder of the site.')
          bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, days: Days = '120', asof: Asof = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
     "The documentation as a static site: the README, every notebook, every feature with a day of it, its distribution and its cluster."
     from spyresearch.docs import write_docs
+    from spyresearch.features.extension import recall
     from spyresearch.runs import gather
     from spyresearch.store import Store
     from tempfile import TemporaryDirectory
     source, at, n = _source(ctx), _date(day, '--day'), _n_days(days)
     with TemporaryDirectory() as made:
         store = Store(_folder(source, data, 'data')) if data is not None or tws else gather(source, made, n).store
+        recall(store)
         pages = write_docs(out, store, at, bar_progress('docs'))
     print(f"{len(pages)} pages: {out/'index.html'}")
 

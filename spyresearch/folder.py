@@ -150,7 +150,8 @@ def _read(self:DayFolder):
     except ValueError as e: m = str(e)
     if isinstance(m, dict) and isinstance(m.get('days'), dict) and m.get('schema') == SCHEMA: return m
     why = f"schema {m.get('schema')}, this program writes {SCHEMA}" if isinstance(m, dict) else m
-    raise DataError(f'{self.manifest} is not a manifest of this program', why, 'restore it, or move it away: the files it stood for are then set aside and fetched again')
+    then = 'are then set aside and fetched again' if self.columns else 'are then computed again from the raw days, by spy prepare, and nothing is fetched'
+    raise DataError(f'{self.manifest} is not a manifest of this program', why, f'restore it, or move it away: the files it stood for {then}')
 
 # %% ../nbs/03_folder.ipynb #1291ecef
 @patch

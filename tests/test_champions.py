@@ -343,9 +343,10 @@ def test_the_commands(copy):
     assert said.returncode == 0 and len(said.stdout.splitlines()) == 3 and any(o.split()[:2] == ['*', id] for o in said.stdout.splitlines()), said.stderr
     assert (done := spy('models', 'promote', b, '--why', 'a try', '--data', store.root)).returncode == 0 and f'{b} serves' in done.stdout, done.stderr
     body = json.loads(spy('models', '--data', store.root, '--json', '-').stdout)
-    assert {o['id']: (o['champion'], o['state']) for o in body['models']} == {id: (False, 'serves'), b: (True, 'serves')} and body['promotions'][-1]['why'] == 'a try'
+    assert {o['id']: (o['champion'], o['state']) for o in body['models']} == {id: (False, 'could serve'), b: (True, 'serves')} and body['promotions'][-1]['why'] == 'a try'
     assert (done := spy('models', 'rollback', '--data', store.root)).returncode == 0 and f'{id} serves' in done.stdout and load_champion(store).id == id
     assert (done := spy('rollback', '--data', store.root)).returncode == 3 and 'no champion to go back to' in done.stderr and len(done.stderr.strip().splitlines()) == 3
+    assert f'{id} was the first that served, and serves again: {b} came after it' in done.stderr and f'spy models promote {b}' in done.stderr
 
 @pytest.mark.parametrize('args, code, said', [
     (['models', 'promote', 'har-2025-12-05-0123456789ab'], 3, 'is not there'), (['models', 'promote', '../x'], 3, 'no name of a model'), (['models', 'promote'], 2, 'Missing argument'),

@@ -232,7 +232,7 @@ def test_a_damaged_day_file_is_made_again_and_never_fetched(tmp_path, real, dama
     f.write_bytes(damage(f.read_bytes()))
     report = prepare(Store(tmp_path, 'replay:real'))
     assert report.written == [HALF] and content(store) == before
-    assert not (tmp_path/'quarantine').exists()
+    assert [d for d, _, _ in report.aside] == [HALF] and [p.name for p in (tmp_path/'quarantine').glob('*.csv')] == [f'{HALF}.csv']
 
 
 def test_another_registry_rebuilds_and_one_more_feature_is_one_more_column(tmp_path, real):

@@ -304,6 +304,13 @@ def _line(past):
         else: out.append(o['to'])
     return out
 
+def _first(past):
+    "Why there is no way back, and what there is instead."
+    if not past: return 'no model has served yet', 'spy models lists what there is'
+    now, later = past[-1]['to'], [o for o in dict.fromkeys(o['to'] for o in past) if o != past[-1]['to']]
+    if not later: return f'{now} is the only one that has ever served', 'spy models lists what there is'
+    return f"{now} was the first that served, and serves again: {' and '.join(later)} came after it and were taken back", f'spy models promote {later[-1]} lets that one serve again'
+
 def rollback(
     store:Store,
     why:str='', who:str='', # as in `promote`
@@ -312,7 +319,7 @@ def rollback(
     "Let the previous champion serve again."
     with alone(store):
         past = _past(store); line = _line(past)
-        if len(line) < 2: raise ModelError('there is no champion to go back to', 'none served before the present one' if line else 'no model has served yet', 'spy models lists what there is')
+        if len(line) < 2: raise ModelError('there is no champion to go back to', *_first(past))
         load_model(store, line[-2], at)
         return _point(store, 'rollback', line[-2], why, who, past)
 
@@ -322,12 +329,12 @@ SHOWN = 'name', 'first', 'last', 'expires', 'made', 'seed', 'provenance', 'metri
 def listing(
     store:Store,
     at:datetime|None=None, # aware; `moment` by default
-) -> list: # dicts: id, champion, state (`serves`, or why not), and what the manifest says
+) -> list: # dicts: id, champion, state (`serves`, `could serve`, or why not), and what the manifest says
     "Every model in the store, by its last training day."
     at, champion = at or moment(store), None
     with suppress(ModelError): champion = pointer(store)['to']
     def row(id):
-        try: m, state = check(store, id, at), 'serves'
+        try: m, state = check(store, id, at), 'serves' if id == champion else 'could serve'
         except ModelError as e: m, state = _told(store, id), e.why
         return dict(id=id, champion=id == champion, state=state) | {k: m.get(k) for k in SHOWN}
     return sorted((row(p.name) for p in store.models.glob('[!.]*') if p.name != POINTER), key=lambda o: (o['id'][-23:-13], o['id']))
