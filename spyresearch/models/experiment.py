@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import ModelError, UsageError, git_revision, quiet, stopwatch
+from ..core import DataError, ModelError, UsageError, git_revision, quiet, stopwatch
 from ..journal import Journal
 from .baselines import BASELINES
 from .boosted import Boosted, BoostedFlow, BoostedImplied
 from .classical import AutoArima, AutoEts, HarIv
 from .daily import Daily
+from .experience import veto_of, vetoed
 from .folds import EMBARGO, Fold, folds
 from .forecaster import Targets
 from .heads import HarShape, ScaleShape
@@ -28,8 +29,8 @@ from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, roll
 from .networks import NETWORKS
 from .refined import Refined
 from .scale import Scale
-from .targets import AHEAD, HORIZONS, origin_times, ripe
-from .tracking import track
+from .targets import HORIZONS, origin_times, ripe
+from .tracking import track, widths
 from ..sessions import MINUTES
 
 # %% ../../nbs/models/50_experiment.ipynb #eb38831c
@@ -100,7 +101,9 @@ class Evaluation:
     left_out: dict = field(default_factory=dict) # member of the set -> why it could not take part
     weights: dict = field(default_factory=dict) # horizon -> frame of the candidates' weights, a row a day
     answered: dict = field(default_factory=dict) # member with a twin -> frame of who answered each row, and why
-    frozen: np.ndarray = None # [N, 9, 21] what the system would have said without learning by the minute
+    frozen: np.ndarray = None # [N, 9, 21] what the system would have said without learning from its own outcomes
+    outside: np.ndarray = None # bool [N] would it have been refused as strange?
+    strange: dict|str = '' # date -> why its first such origin would have been; a text: why nothing was judged
     _memo: dict = field(default_factory=dict, repr=False)
     def __repr__(self): return f"Evaluation({self.origins.day_ix.nunique()} scored days, {len(self.origins)} origins, {', '.join(self.members)}; {self.provenance or 'no provenance'})"
 
@@ -154,9 +157,10 @@ def once(
     w:np.ndarray, # [N, K] weights of an origin's candidates
     q:list, # K arrays [N, 21]
 ) -> np.ndarray: # [N, K], rows sum to one
-    "The weights without those of candidates that repeat an earlier one, origin by origin."
-    again = np.stack([np.any([((o == e) | np.isnan(o) & np.isnan(e)).all(1) for e in q[:k]] or [np.zeros(len(w), bool)], axis=0) for k, o in enumerate(q)], 1)
-    w = np.where(again, 0., w)
+    "The weights with those of candidates that repeat each other merged, origin by origin."
+    w = np.array(w, float)
+    for k in range(len(q)):
+        for i in range(k): same = (q[k] == q[i]).all(1); w[same, i] = np.maximum(w[same, i], w[same, k]); w[same, k] = 0
     return w/w.sum(1, keepdims=True)
 
 def mean_of_all(w, x): # [N, K] weights, K arrays [N, L]; a weight of nothing times an absent number is nothing
@@ -169,11 +173,13 @@ def blend(ev:Evaluation):
     q, sigma = np.empty_like(ev.q[names[0]]), np.empty_like(ev.sigma[names[0]])
     for j, h in enumerate(HORIZONS):
         w = weights(np.stack([ev.loss(o, h) for o in names], 1), lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j])
-        each = [ev.q[o][:, j] for o in names]; used = once(w[day], each)
-        ev.weights[h] = pd.DataFrame({o: per_day(used[:, k], day, len(w)) for k, o in enumerate(names)}, ev.days).fillna(pd.DataFrame(w, ev.days, names))
+        each = [ev.q[o][:, j] for o in names]; used = once(w[day], each); asked = np.any([np.isfinite(o).all(1) for o in each], axis=0)
+        ev.weights[h] = pd.DataFrame({o: per_day(np.where(asked, used[:, k], np.nan), day, len(w)) for k, o in enumerate(names)}, ev.days).fillna(pd.DataFrame(w, ev.days, names))
         q[:, j] = mean_of_all(used, each); sigma[:, j] = np.exp(mean_of_all(used, [np.log(ev.sigma[o][:, j, None]) for o in names])[:, 0])
     ev.frozen, ev.sigma[SYSTEM] = q, sigma
     ev.q[SYSTEM] = track(origin_times(ev.origins.day, ev.origins.minute), sigma, q, ev.y)[0].astype(np.float32)
+    at = np.flatnonzero(np.isfinite(q[:, 5:]).any((1, 2))) # the closes
+    ev.q[SYSTEM][at, 5:] = widths(day[at], *(o[at, 5:] for o in (sigma, q, ev.y)))[..., None]*q[at, 5:]
 
 # %% ../../nbs/models/50_experiment.ipynb #9a304605
 def evaluate(
@@ -202,6 +208,8 @@ def evaluate(
             if who[0] is not None: ev.answered[name] = pd.concat(who, ignore_index=True)
         ev.members = tuple(o for o in names if o not in ev.left_out)
         blend(ev)
+        try: ev.outside, ev.strange = vetoed(w, blocks)
+        except (DataError, ModelError) as e: ev.strange = str(e)
     ev.seconds = watch.seconds
     return ev
 
@@ -307,6 +315,7 @@ def _entry(self:Evaluation, h):
     out, more = self.horizon(h, self.system) | dict.fromkeys(PROBABILITIES), self.extra.get(h, {})
     why = dict.fromkeys(PROBABILITIES, 'no probability was judged in this run') | out['reasons'] | more.get('reasons', {})
     out |= {k: v for k, v in more.items() if k != 'reasons'}
+    out |= dict(experience=veto_of(self, h)); why['experience'] = self.strange if isinstance(self.strange, str) and self.strange else why.get('pinball_bp', 'not judged in this run')
     return out | dict(online=self.online(h), reasons={k: v for k, v in why.items() if absent(out.get(k))}, models={o: self.horizon(h, o) for o in self.members})
 
 @patch
@@ -323,7 +332,7 @@ def to_json(self:Evaluation) -> dict:
 def online(self:Evaluation, h:str) -> dict:
     "What tracking gained against the same forecast without it, in percent; NaN where nothing is tracked."
     j, ok, width = HORIZONS.index(h), self.rows(h), 20
-    if h not in AHEAD or not ok.any(): return dict(skill_pct=np.nan, dm_t=np.nan, worst_20d_pct=np.nan)
+    if h == 'rest_of_day' or not ok.any(): return dict(skill_pct=np.nan, dm_t=np.nan, worst_20d_pct=np.nan)
     ours, still = self.loss(self.system, h), per_day(pinball_bp(self.y[ok, j], self.frozen[ok, j].astype(float)), self.origins.day_ix.to_numpy()[ok], len(self.days))
     a, b = (pd.Series(o[np.isfinite(ours)]).rolling(width).mean() for o in (ours, still))
     return dict(skill_pct=skill_pct(ours, still), dm_t=dm_t(ours, still), worst_20d_pct=float((100*(1 - a/b)).min()))
@@ -339,7 +348,9 @@ _pairs = _obj(BASELINES, additionalProperties=dict(type='array', items=_number, 
 _scores = dict(pinball_bp=_number, skill_pct=_versus, dm_t=_versus, skill_ci=_pairs, logrv_r2=_number, reasons=dict(type='object', additionalProperties=_text),
     coverage=dict(anyOf=[dict(type='null'), _obj(BANDS, additionalProperties=_band)]))
 _signals = dict(anyOf=[dict(type='null'), _obj(('n', 'days', 'declared', 'realised', 'lower', 'net_bp'))])
-_horizon = _obj((*_scores, *PROBABILITIES, 'models'), properties=_scores | dict.fromkeys(PROBABILITIES, _number) | dict(signals=_signals,
+_part = _obj(('n_origins', 'n_days', 'pinball_bp', 'skill_pct', 'coverage'))
+_veto = dict(anyOf=[dict(type='null'), _obj(('share_pct', 'inside', 'outside', 'days'), properties=dict(share_pct=_number, inside=_part, outside=_part, days=dict(type='array', items=_obj(('day', 'share_pct', 'why')))))])
+_horizon = _obj((*_scores, *PROBABILITIES, 'models'), properties=_scores | dict.fromkeys(PROBABILITIES, _number) | dict(signals=_signals, experience=_veto,
     models=dict(type='object', additionalProperties=_obj(_scores, properties=_scores))))
 SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'spyresearch evaluation'} | _obj(
     ('span', 'provenance', 'n_days', 'git', 'seed', 'seconds', 'models', 'horizons'), properties=dict(span=dict(type='array', items=_text), provenance=_text, n_days=dict(type='integer'),
