@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'OVERLAP', 'TODO', 'over_days', 'path_of', 'with_errors', 'scored', 'ends', 'skill', 'followed',
-           'skill_points', 'members', 'believed', 'absent', 'pinball', 'coverage', 'calibration', 'reliability']
+           'skill_points', 'members', 'believed', 'absent', 'pinball', 'unfamiliar', 'coverage', 'calibration',
+           'reliability']
 
 # %% ../nbs/57_skill.ipynb #400fe41f
 from copy import deepcopy
@@ -125,7 +126,7 @@ def _moved(ev):
     return {h: f for h, f in paths.items() if len(f) > 1 and np.ptp(f.to_numpy(), 0).max() > .01}
 
 def _learnt(o):
-    "What learning by the minute gained, and what its worst twenty days cost, in two cells."
+    "What learning from outcomes gained, and what its worst twenty days cost, in two cells."
     s, t, worst = (at(o, 'online', k) for k in ('skill_pct', 'dm_t', 'worst_20d_pct'))
     if s is None: return [tag('span', 'not learning', cls='muted')]*2
     return [Markup(f'{num(s, "+.3f")} <span class="muted">({num(t, ".1f")})</span>'), num(worst, '+.2f', why='fewer than 20 days')]
@@ -134,14 +135,14 @@ def _learnt(o):
 def believed(
     ev:dict, # Evaluation JSON, from `with_errors`
 ) -> Markup:
-    "Weights over time, and what learning by the minute gained."
+    "Weights over time, and what learning from outcomes gained."
     last = at(ev, 'models', 'weights') or {}; names = at(ev, 'models', 'candidates') or []; have = [h for h in scored(ev, 'pinball_bp') if h in last]
     if not have: return Markup('')
     rows = [[HORIZONS[h], *(num(100*last[h][k], '.0f') if at(last[h], k) is not None else num(None) for k in names), *_learnt(ev['horizons'][h])] for h in have]
     moved = _moved(ev); still = [HORIZONS[h] for h in have if h not in moved]
     picture = card('Weights over the scored days', Markup(figures.shares({HORIZONS[h]: f.rename(columns=BASELINES) for h, f in moved.items()}, 'weights of the members over time')), note='from losses of earlier, matured days; percent') if moved else ''
     rest = tag('p', f"Never moved, so not drawn: {', '.join(still)}.", cls='muted') if still and at(ev, 'models', 'weight_path') else ''
-    listed = table(['horizon', *(f'{BASELINES.get(k, k)}, %' for k in names), 'learning: gain, % (t)', 'its worst 20 days, %'], rows, 'weights on the last scored day, and what learning by the minute did')
+    listed = table(['horizon', *(f'{BASELINES.get(k, k)}, %' for k in names), 'learning: gain, % (t)', 'its worst 20 days, %'], rows, 'weights on the last scored day, and what learning from outcomes did')
     return together([tag('h3', 'Whose forecast it is'), picture, rest, tag('div', listed, cls='tight'), absent(ev)])
 
 # %% ../nbs/57_skill.ipynb #bb05166f
@@ -168,6 +169,20 @@ def pinball(
     chart = card('The system and whom it may follow, against HAR', Markup(figures.whiskers(p, 'skill against HAR', 'skill, %', size=None, marks=bar)), note='bars: 95 % interval; above 0 is better; dashes: what the bar asks') if len(p) else ''
     return together([tag('div', table(head, rows, 'the system: skill in percent (t), and its 95 % interval'), cls='tight') if rows else '', _remarks(ev, have), chart, members(ev), believed(ev)])
 
+# %% ../nbs/57_skill.ipynb #457d14e2
+def unfamiliar(
+    ev:dict, # Evaluation JSON
+) -> Markup:
+    "What a veto on unfamiliar moments would have spared, and when it would have spoken."
+    have = {h: ev['horizons'][h]['experience'] for h in scored(ev, 'experience')}
+    if not have: return Markup('')
+    def cells(p): return [num(p['skill_pct'], '+.2f', why='no HAR beside it' if p['n_days'] else 'nothing there'), *(num(p['coverage'][b], '.1f', why='nothing there') for b in ('80', '90'))]
+    rows = [[HORIZONS[h], Markup(f"{num(o['share_pct'], '.1f')} <span class='muted'>({o['outside']['n_days']} days)</span>"), *cells(o['inside']), *cells(o['outside'])] for h, o in have.items()]
+    days = max((o['days'] for o in have.values()), key=len); named = points([Markup(f"<b>{esc(d['day'])}</b>, {num(d['share_pct'], '.0f')} %: {esc(d['why'])}.") for d in days])
+    head = ['horizon', 'refused, %', 'familiar: against HAR, %', '80 % band', '90 % band', 'refused: against HAR, %', '80 % band', '90 % band']
+    return together([tag('h3', 'Moments unlike the ones that taught'), tag('p', 'Checked against the training days of each fold. They count in every table all the same; here is what refusing them would have spared. Few days lie outside: read those columns as a story, not as a rate.', cls='muted'),
+        tag('div', table(head, rows, 'familiar moments and those that would have been refused'), cls='tight'), together([tag('p', 'Days with most of them, and why the first was:', cls='muted'), named]) if days else ''])
+
 # %% ../nbs/57_skill.ipynb #ab388a71
 def _share(o, b):
     "A band's share and, where known, its error."
@@ -193,7 +208,7 @@ def coverage(
     rows = [[HORIZONS[h], *(_share(H[h], b) for b in BANDS), num(at(H[h], 'pit_gap_pp'), '.1f'), *(_worst(ev, h, o) for o in ('by_hour', 'by_volatility'))] for h in have]
     charts = [card(title, Markup(figures.whiskers(p, title, 'points', size=(430, 275), band=BAR['parts'][0])), note='share inside minus 80; shaded: what the bar allows')
               for title, p in (('The 80 % band by hour of the forecast', _parts(ev, 'by_hour', lambda k: f'{k}h')), ('The 80 % band by volatility forecast', _parts(ev, 'by_volatility', str))) if len(p)]
-    return tag('div', table(['horizon', *(f'{b} % band' for b in BANDS), 'PIT, points off', 'worst hour, points', 'worst volatility third, points'], rows, 'share of outcomes inside, %'), cls='tight') + (grid(*charts) if charts else '')
+    return tag('div', table(['horizon', *(f'{b} % band' for b in BANDS), 'PIT, points off', 'worst hour, points', 'worst volatility third, points'], rows, 'share of outcomes inside, %'), cls='tight') + (grid(*charts) if charts else '') + unfamiliar(ev)
 
 # %% ../nbs/57_skill.ipynb #29ea4f06
 def calibration(
