@@ -184,7 +184,7 @@ def test_a_ticket_says_the_same_numbers_times_and_contracts_in_both():
     option = ticket(kind='option', right='C', expiry='2026-03-10', strike=605., trigger_px=603.5, trigger_until=session(DAYS[6]).open + pd.Timedelta(minutes=50), entry_limit_usd=1.51, exit_spy_px=606., take_profit_usd=2.4, stop_spy_px=602., stop_loss_usd=1.,
                     time_stop=session(DAYS[6]).open + pd.Timedelta(minutes=80))
     for t in (ticket(), option):
-        for more in ({}, dict(record=dict(n=9, hits=4, days=7, low=.1, high=.8, proven=False)), dict(record=dict(n=90, hits=60, days=70, low=.55, high=.8, proven=True), nights=2, gap_usd=512.3, ex=['2026-03-20'], notes=('event calendar not known',), equity=50_000., qty=16)):
+        for more in ({}, dict(record=dict(n=9, hits=4, days=7, low=.1, high=.8, proven=False)), dict(record=dict(n=90, hits=60, days=70, low=.55, high=.8, proven=True), nights=2, gap_usd=512.3, last_ex='2026-03-20', notes=('event calendar not known',), equity=50_000., qty=16)):
             en, zh = sentence(t, 'en', more), sentence(t, 'zh', more)
             assert numbers(en) == numbers(zh) and len(numbers(en)) > 8
     assert 'SPY 2026-03-10 605 C' in en and 'SPY 2026-03-10 605 C' in zh and '看涨期权' in zh

@@ -103,9 +103,9 @@ WORDS = {'en': dict(
     shares='With {equity:,.0f} USD: {qty} shares.', contracts='With {equity:,.0f} USD: {qty} contracts.', unproven='Unproven: {hits} of {n} such tickets on record gained (rate between {low:.0%} and {high:.0%}); size 0.',
     record='On record: {hits} of {n} such tickets gained, on {days} days (rate between {low:.0%} and {high:.0%}).', swing_risk='If the stop fills at its price, 100 shares lose {max_loss_usd:.2f} USD after costs; a gap loses more.',
     option_risk='No more than the premium can be lost: {max_loss_usd:.2f} USD a contract and the costs.', night='Nights held: {nights}; in one of 20 a gap takes {gap_usd:.0f} USD or more from 100 shares.',
-    ex='Ex-dividend in the holding time: {ex}.', no_ex='No ex-dividend date is on record for the holding time; the last one was {ex}.', note='Note: {note}.', silence='No {kind} ticket at {at} (New York): {reasons}.', stamp='{stamp}, not to be traded: {text}', asof='As of {at} (New York).',
+    no_ex='No ex-dividend date ahead is on record; the last one was {ex}.', note='Note: {note}.', silence='No {kind} ticket at {at} (New York): {reasons}.', stamp='{stamp}, not to be traded: {text}', asof='As of {at} (New York).',
     waiting='Waiting: it may be bought {entry} (New York).', buy='Buy now: SPY is at {px:.2f}, inside the range.', above='SPY is at {px:.2f}, above the range: do not chase it; the entry is open until {until}.', below='SPY is at {px:.2f}, below the range: do not buy; the entry is open until {until}.',
-    missed='Missed: the entry ended at {until}.', hold='Hold: SPY is at {px:.2f}.', sell='Sell now: {why}.', unknown='No price is known for {at}.', overdue='You have not said what became of it: spy closed {id} --px P',
+    missed='Missed: the entry ended at {until}.', hold='Hold: SPY is at {px:.2f}.', sell='Sell now: {why}.', unknown='No price is known for {at}.', overdue='You have not said what became of it: spy closed {id} --px P', took='Noted: {qty} bought at {px:.2f} on {at} (New York) for ticket {id}.', closed='Noted: {qty} sold at {px:.2f} on {at} (New York) for ticket {id}: {net:+,.2f} USD after fees.',
     join=' ', comma=', ', days=('Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'), when='{day} ({weekday}) {time}', kinds=dict(swing='swing', option='option'), rights=dict(C='call', P='put'), why=dict(target='target reached', stopped='stop reached', timed_out='the time is up'),
     stamps={o: o for o in ('SIMULATED', 'REPLAY', 'PAPER', 'DELAYED')}, reasons={o: o for o in REASONS}, notes={})}
 
@@ -118,9 +118,9 @@ WORDS['zh'] = dict(
     shares='账户净值 {equity:,.0f} 美元可买 {qty} 股。', contracts='账户净值 {equity:,.0f} 美元可买 {qty} 张。', unproven='尚未证实：记录在案的 {n} 笔同类建议中 {hits} 笔获利（胜率介于 {low:.0%} 与 {high:.0%} 之间）；仓位为 0。',
     record='记录在案：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
     option_risk='最多亏损全部权利金：每张 {max_loss_usd:.2f} 美元，另加费用。', night='过夜 {nights} 晚；每 20 晚约有一晚，跳空使每 100 股亏损 {gap_usd:.0f} 美元或更多。',
-    ex='持有期内的除息日：{ex}。', no_ex='记录中没有持有期内的除息日；上一个除息日为 {ex}。', note='注意：{note}。', silence='{at}（纽约时间）无{kind}交易建议：{reasons}。', stamp='{stamp}，不可据此交易：{text}', asof='截至 {at}（纽约时间）。',
+    no_ex='记录中没有将来的除息日；上一个除息日为 {ex}。', note='注意：{note}。', silence='{at}（纽约时间）无{kind}交易建议：{reasons}。', stamp='{stamp}，不可据此交易：{text}', asof='截至 {at}（纽约时间）。',
     waiting='等待：{entry}（纽约时间）方可买入。', buy='现在买入：SPY 现价 {px:.2f}，在价格区间内。', above='SPY 现价 {px:.2f}，高于价格区间：不追高；入场时段到 {until} 为止。', below='SPY 现价 {px:.2f}，低于价格区间：不要买入；入场时段到 {until} 为止。',
-    missed='已错过：入场时段已于 {until} 结束。', hold='继续持有：SPY 现价 {px:.2f}。', sell='现在卖出：{why}。', unknown='{at} 没有可用的价格。', overdue='您尚未说明平仓结果：spy closed {id} --px P',
+    missed='已错过：入场时段已于 {until} 结束。', hold='继续持有：SPY 现价 {px:.2f}。', sell='现在卖出：{why}。', unknown='{at} 没有可用的价格。', overdue='您尚未说明平仓结果：spy closed {id} --px P', took='已记录：{at}（纽约时间）按 {px:.2f} 买入 {qty}，建议编号 {id}。', closed='已记录：{at}（纽约时间）按 {px:.2f} 卖出 {qty}，建议编号 {id}；扣除费用后盈亏 {net:+,.2f} 美元。',
     join='', comma='、', days=('周一', '周二', '周三', '周四', '周五', '周六', '周日'), when='{day}（{weekday}）{time}', kinds=dict(swing='波段', option='期权'), rights=dict(C='看涨期权', P='看跌期权'), why=dict(target='已到止盈价', stopped='已到止损价', timed_out='持有时间已到'),
     stamps=dict(SIMULATED='模拟行情', REPLAY='历史回放', PAPER='模拟账户', DELAYED='延迟行情'),
     reasons=dict(zip(REASONS, ('休市', '暂停交易', '历史数据尚不足', '行情已过时', '数据缺口正在补齐', '行情延迟', '无期权权限', '无期权报价', '买卖价差过大', '尚无模型', '模型已过期', '超出模型的经验范围', '概率未经校准', '未达盈亏平衡', '重大数据公布时段',
@@ -168,26 +168,25 @@ def told(
 def sentence(
     o, # a Ticket or a Silence
     lang:str='en', # a key of WORDS
-    more:dict=None, # record, nights, gap_usd, ex, last_ex, notes, equity, qty: what is known of them
-    full:bool=True, # False: what to do, how sure, how much
+    more:dict=None, # record, nights, gap_usd, last_ex, notes, equity, qty: what is known of them
+    full:bool=True, # False: what to do, how sure, how much, what a night can take
 ) -> str:
     "A ticket or a silence in one sentence (the others of a ticket are its odds and its risk)."
     w, m = words_of(lang), more or {}
     if isinstance(o, Silence): text = told(w, 'silence', kind=w['kinds'][o.kind], at=moment(w, o.at), reasons=w['comma'].join(w['reasons'][r] for r in o.reasons))
-    else: text = w['join'].join(filter(None, [told(w, o.kind, o), told(w, 'odds', o), told(w, 'bucket', o), *_stake(w, o, m), *([told(w, f'{o.kind}_risk', o), *_beside(w, m)] if full else [])]))
+    else: text = w['join'].join(filter(None, [told(w, o.kind, o), told(w, 'odds', o), told(w, 'bucket', o)*full, *_stake(w, o, m, full), told(w, f'{o.kind}_risk', o)*full, *_beside(w, m, full)]))
     return text if is_tradable(o.provenance) else told(w, 'stamp', stamp=w['stamps'].get(stamp(o.provenance), stamp(o.provenance)), text=text)
 
-def _stake(w, t, m):
+def _stake(w, t, m, full):
     "What to put in, and what such tickets have done so far."
     r, counted = m.get('record'), {'swing': 'shares', 'option': 'contracts'}[t.kind]
     if r and not r['proven']: return [told(w, 'unproven', **r)]
-    return [told(w, 'size', t), told(w, counted, equity=m.get('equity'), qty=m.get('qty')), told(w, 'record', **r) if r else '']
+    return [told(w, 'size', t), told(w, counted, equity=m.get('equity'), qty=m.get('qty')), told(w, 'record', **r) if r and full else '']
 
-def _beside(w, m):
+def _beside(w, m, full):
     "Nights, dividends, notes."
     if m.get('nights'): yield told(w, 'night', nights=m['nights'], gap_usd=m.get('gap_usd'))
-    if m.get('ex'): yield told(w, 'ex', ex=w['comma'].join(m['ex']))
-    elif m.get('nights'): yield told(w, 'no_ex', ex=m.get('last_ex'))
+    if m.get('nights') and full: yield told(w, 'no_ex', ex=m.get('last_ex'))
     yield from (told(w, 'note', note=w['notes'][o]) for o in m.get('notes', ()))
 
 # %% ../../nbs/trade/41_tickets.ipynb #55f277e7
