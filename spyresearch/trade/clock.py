@@ -28,6 +28,7 @@ class Left(NamedTuple):
     calendar_years = property(lambda self: self.calendar/YEAR['calendar'])
     trading_years = property(lambda self: self.trading/YEAR['trading'])
 
+# %% ../../nbs/trade/36_clock.ipynb #58e76b12
 def time_left(
     asof:datetime, # aware
     expiry:date, # a session
@@ -53,6 +54,7 @@ CUT = 16. # medians
 
 def _tame(x): "A mean that no single value can carry."; return float(np.minimum(x, CUT*np.median(x)).mean())
 
+# %% ../../nbs/trade/36_clock.ipynb #b6441a61
 @dataclass(frozen=True, eq=False)
 class VarianceClock:
     "How variance is spread over time; a full session holds 1."
@@ -73,6 +75,7 @@ def _nights(g, days, dividend, level):
     if len(one) < LEAST//2: raise ModelError(f'{len(one)} nights are known', f'the variance clock needs {LEAST//2}: sessions that follow each other', 'fetch a history without holes')
     return _tame(one)/level, (_tame(more) if len(more) >= HALVES else _tame(one))/level
 
+# %% ../../nbs/trade/36_clock.ipynb #0fc1148c
 def _half(total, n, full, shape):
     "A half day, in full sessions."
     ratios = [total[i]/np.median(total[near]) for i in np.flatnonzero(n < MINUTES) if len(near := full[full < i][-10:]) == 10]
@@ -103,14 +106,15 @@ def _spent(self:VarianceClock, day, now):
     return whole*np.interp(now, np.arange(len(shape)), shape/shape[-1])
 
 @patch
+def _whole(self:VarianceClock, day): return self.half if session(day).half else 1.
+
+# %% ../../nbs/trade/36_clock.ipynb #892bcf15
+@patch
 def _night(self:VarianceClock, day, now=None):
     "Variance of the night before a session, or of what is left of it."
     before, open = prev_session(day), session(day).open
     whole = self.night if (day - before).days == 1 else self.gap
     return whole if now is None else whole*min((open - now)/(open - session(before).close), 1.)
-
-@patch
-def _whole(self:VarianceClock, day): return self.half if session(day).half else 1.
 
 # %% ../../nbs/trade/36_clock.ipynb #94d781e7
 @patch

@@ -35,6 +35,7 @@ class Curve:
     z: np.ndarray # [n] ascending: log(strike/forward) in deviations
     ratio: np.ndarray # [n] deviation over that at the money
 
+# %% ../../nbs/trade/39_options.ipynb #bf89565e
 def _curve(o, now, expiry, spot, clock):
     "The smile of a ladder, or None where it shows none."
     f = forward(o, spot); sd = at_the_money(o, f)
@@ -74,6 +75,7 @@ def later(self:Curve,
     level = 1 + stickiness*(np.interp(moved, self.z, self.ratio) - np.interp(0., self.z, self.ratio))
     return self.forward*spot/self.spot, self.sd*np.sqrt(np.asarray(left)/self.left)*np.maximum(level, .2)
 
+# %% ../../nbs/trade/39_options.ipynb #e2c17301
 @patch
 def price(self:Curve,
     strike, sign, # USD; 1 call, -1 put; broadcast with the next
@@ -86,6 +88,7 @@ def price(self:Curve,
     z = (np.log(strike) - np.log(f))/np.maximum(sd, 1e-9)
     return black(f, strike, own*sd*np.interp(z, self.z, self.ratio), sign)
 
+# %% ../../nbs/trade/39_options.ipynb #c16abe60
 @patch
 def own(self:Curve,
     px, strike, sign, # USD, the middle now
@@ -110,6 +113,7 @@ class Paths:
         i = np.minimum(u.astype(int), NODES - 2)
         self.at, self.part = (i + NODES*np.arange(len(px))[:, None]).ravel(), (u - i).astype('float32').ravel()
 
+# %% ../../nbs/trade/39_options.ipynb #40bfa04f
 @patch
 def prices(self:Paths,
     curve:Curve,
@@ -128,7 +132,7 @@ def prices(self:Paths,
         np.multiply(here.imag, self.part, out=o); o += here.real
     return out.reshape(len(strike), *self.shape)
 
-# %% ../../nbs/trade/39_options.ipynb #8483a903
+# %% ../../nbs/trade/39_options.ipynb #d590244c
 class Snapshot(NamedTuple):
     "A moment of a recorded chain: the rows whose quotes count, and the smiles."
     at: datetime
@@ -136,6 +140,7 @@ class Snapshot(NamedTuple):
     rows: pd.DataFrame
     curves: dict
 
+# %% ../../nbs/trade/39_options.ipynb #8483a903
 def snapshots(
     chain:pd.DataFrame, # the recorder's columns over days, index Datetime, aware
     clock_of, # day -> VarianceClock known by then
@@ -150,9 +155,7 @@ def snapshots(
         out.append(Snapshot(now, spot, rows[ok], curves(rows, ok, now, spot, clocks[at.date()], dividends)))
     return out
 
-def _pairs(snaps):
-    "Neighbours of one session."
-    return [(a, b) for a, b in zip(snaps, snaps[1:]) if a.at.date() == b.at.date()]
+def _pairs(snaps): "Neighbours of one session."; return [(a, b) for a, b in zip(snaps, snaps[1:]) if a.at.date() == b.at.date()]
 
 # %% ../../nbs/trade/39_options.ipynb #6b2221c0
 def moves(
@@ -161,13 +164,14 @@ def moves(
     "How the volatility at the money moved, and how the skew would have had it."
     out = []
     for a, b in _pairs(snaps):
-        for e in a.curves.keys() & b.curves.keys():
-            x, y = a.curves[e], b.curves[e]
+        for e, x in a.curves.items():
+            if not (y := b.curves.get(e)): continue
             f, sd = x.later(x.spot*y.forward/x.forward, y.left, 1.)
             clock = x.sd*math.sqrt(y.left/x.left)
             out.append((a.at.date(), e, x.sd**2, math.log(float(sd)/clock), math.log(y.sd/clock)))
     return pd.DataFrame(out, columns=['day', 'expiry', 'weight', 'told', 'drift'])
 
+# %% ../../nbs/trade/39_options.ipynb #cd27f06f
 class Stickiness(NamedTuple):
     "Stickiness of the skew with two jackknife errors on either side; nan with fewer than two days."
     value: float
@@ -175,6 +179,7 @@ class Stickiness(NamedTuple):
     high: float
     days: int
 
+# %% ../../nbs/trade/39_options.ipynb #056ecb79
 def stickiness(
     m:pd.DataFrame, # of `moves`
 ) -> Stickiness:
@@ -196,6 +201,7 @@ def _contracts(a, b):
     m = now.merge(then[[*key, 'px']], on=key, suffixes=('', '_then'))
     return {e.date(): g for e, g in m.groupby('expiry') if e.date() in a.curves and e.date() in b.curves}
 
+# %% ../../nbs/trade/39_options.ipynb #17867ccc
 def _guesses(g, a, b, curve, left, s):
     "What each rule says that the contracts of one expiry will be worth."
     k, sign, px = g['strike'].to_numpy(float), np.where(g['right'] == 'C', 1, -1), g['px'].to_numpy(float)
@@ -221,6 +227,7 @@ def repriced(
     if not out: raise DataError('no contract was quoted twice in a session', f'{len(snaps)} snapshots', 'record a chain with spy live')
     return pd.concat(out, ignore_index=True)
 
+# %% ../../nbs/trade/39_options.ipynb #676fe08b
 DELTAS, MINUTES_LEFT = (.05, .25, .4, .6, .75, .95), (0, 60, 120, 240, 390, 780, np.inf)
 
 def error_table(
@@ -234,6 +241,7 @@ def error_table(
     n, px = r.groupby(keys, observed=True).size(), r.groupby(keys, observed=True).px.mean()
     return pd.concat({'': pd.DataFrame(dict(n=n, premium=px.round(2))), 'cents': (100*off).round(1), 'percent': off.div(px, axis=0).mul(100).round(1)}, axis=1)
 
+# %% ../../nbs/trade/39_options.ipynb #cbe6d9d9
 def repricing_error(
     chain:pd.DataFrame, # the recorder's columns over days
     clock_of, # day -> VarianceClock known by then

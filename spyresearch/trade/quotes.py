@@ -23,6 +23,7 @@ from .valuation import carry, implied
 REASONS = (*FAULTS, 'halted', 'after the close', 'strikes jump', 'no forward', 'out of step', 'negative time value', 'parity', 'vertical', 'butterfly', 'calendar', 'no volatility')
 CENT, APART, JUMP = .01, 2e-4, 2. # USD that an arbitrage must bring; log distance of the two prices of SPY; of the usual gap between strikes
 
+# %% ../../nbs/trade/38_quotes.ipynb #2528ed35
 class Rungs(NamedTuple):
     "One expiry by strike; `row` [2, K] says where call and put stand among the quotes, -1 for nowhere, bid and ask [2, K] are nan there."
     strike: np.ndarray
@@ -30,6 +31,7 @@ class Rungs(NamedTuple):
     bid: np.ndarray
     ask: np.ndarray
 
+# %% ../../nbs/trade/38_quotes.ipynb #7d9c0ebb
 def rungs(
     q:dict, # as the features' `arrays` gives it
     ok:np.ndarray, # bool: the quotes that count
@@ -59,6 +61,7 @@ def vertical(
             bad[side] |= (here if sold is bid else here[::-1])[::way]
     return bad
 
+# %% ../../nbs/trade/38_quotes.ipynb #b7f6d551
 def butterfly(
     o:Rungs,
 ) -> np.ndarray: # bool [2, K]
@@ -83,6 +86,11 @@ def parity(
     return (low > max(forward, spot) - o.strike + CENT) | (high < min(forward, spot) - o.strike - CENT)
 
 # %% ../../nbs/trade/38_quotes.ipynb #58ebcfd4
+def _longest(same):
+    "The longest run of trues."
+    ends = np.flatnonzero(np.diff(np.r_[False, same, False].astype(int)))
+    return int((ends[1::2] - ends[::2]).max()) if len(ends) else 0
+
 def calendar(
     q:dict, # as `arrays` gives it
     ok:np.ndarray, # bool
@@ -97,11 +105,6 @@ def calendar(
         bad[order[:-step][hit]] = bad[order[step:][hit]] = True
     return bad
 
-def _longest(same):
-    "The longest run of trues."
-    ends = np.flatnonzero(np.diff(np.r_[False, same, False].astype(int)))
-    return int((ends[1::2] - ends[::2]).max()) if len(ends) else 0
-
 # %% ../../nbs/trade/38_quotes.ipynb #50cdf22f
 def chain_carry(
     q:dict, # as `arrays` gives it
@@ -114,6 +117,7 @@ def chain_carry(
     known = {e: o for e, o in f.items() if o == o}
     return known, carry(known, day, dividends) if known else None
 
+# %% ../../nbs/trade/38_quotes.ipynb #5d04a29b
 def _gaps(strike):
     "Which strikes stand next to a hole."
     gap = np.diff(strike); wide = gap > JUMP*np.median(gap) if len(gap) else np.zeros(0, bool)
