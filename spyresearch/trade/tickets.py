@@ -99,7 +99,7 @@ WORDS = {'en': dict(
     swing='Buy SPY {entry} (New York) at {entry_px_low:.2f} to {entry_px_high:.2f}; sell at {target_px:.2f} (target) or {stop_px:.2f} (stop), at the latest {exit}.',
     option='When SPY reaches {trigger_px:.2f} before {until}: buy to open SPY {expiry} {strike:g} {right} ({right_word}) at {entry_limit_usd:.2f} or less; sell to close when SPY is at {exit_spy_px:.2f} or the option at {take_profit_usd:.2f}, '
            'stop at SPY {stop_spy_px:.2f} or the option at {stop_loss_usd:.2f}, out by {out} (New York).',
-    odds='Gain in at least {declared_p:.0%} of such cases (break-even estimated at {breakeven_p:.0%}).', bucket='Of {n_bucket} matured cases {hit_bucket:.0%} gained.', size='Size {size_frac:.1%} of equity.',
+    odds='Gain in at least {declared_p:.0%} of such cases (break-even estimated at {breakeven_p:.0%}).', bucket='Of {n_bucket:.0f} matured cases {hit_bucket:.0%} gained.', size='Size {size_frac:.1%} of equity.',
     shares='With {equity:,.0f} USD: {qty} shares.', contracts='With {equity:,.0f} USD: {qty} contracts.', unproven='Unproven: {hits} of {n} such tickets on record gained (rate between {low:.0%} and {high:.0%}); size 0.',
     record='On record: {hits} of {n} such tickets gained, on {days} days (rate between {low:.0%} and {high:.0%}).', swing_risk='If the stop fills at its price, 100 shares lose {max_loss_usd:.2f} USD after costs; a gap loses more.',
     option_risk='No more than the premium can be lost: {max_loss_usd:.2f} USD a contract and the costs.', night='Nights held: {nights}; in one of 20 a gap takes {gap_usd:.0f} USD or more from 100 shares.',
@@ -114,7 +114,7 @@ WORDS['zh'] = dict(
     swing='{entry}（纽约时间）在 {entry_px_low:.2f} 至 {entry_px_high:.2f} 之间买入 SPY；{target_px:.2f} 止盈，{stop_px:.2f} 止损，最迟于 {exit} 卖出离场。',
     option='{until} 之前 SPY 触及 {trigger_px:.2f} 时：买入开仓 SPY {expiry} {strike:g} {right}（{right_word}），限价 {entry_limit_usd:.2f} 或更低；SPY 到 {exit_spy_px:.2f} 或期权价到 {take_profit_usd:.2f} 时卖出平仓止盈，'
            'SPY 到 {stop_spy_px:.2f} 或期权价到 {stop_loss_usd:.2f} 时止损，最迟于 {out}（纽约时间）平仓。',
-    odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已到期的 {n_bucket} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。',
+    odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已到期的 {n_bucket:.0f} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。',
     shares='账户净值 {equity:,.0f} 美元可买 {qty} 股。', contracts='账户净值 {equity:,.0f} 美元可买 {qty} 张。', unproven='尚未证实：记录在案的 {n} 笔同类建议中 {hits} 笔获利（胜率介于 {low:.0%} 与 {high:.0%} 之间）；仓位为 0。',
     record='记录在案：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
     option_risk='最多亏损全部权利金：每张 {max_loss_usd:.2f} 美元，另加费用。', night='过夜 {nights} 晚；每 20 晚约有一晚，跳空使每 100 股亏损 {gap_usd:.0f} 美元或更多。',
@@ -157,9 +157,9 @@ def told(
     **more, # what else it names
 ) -> str: # '' if something it needs is not known
     "One wording, filled in."
-    here = {c: getattr(o, c) for c in COLUMNS} if o is not None else {}
+    here = {c: v for c in COLUMNS if (v := getattr(o, c)) is not None and v == v} if o is not None else {}
     if o is not None and o.kind == 'swing': here |= dict(entry=moment(w, o.entry_from, o.entry_until), exit=moment(w, o.exit_from, o.exit_until), until=moment(w, o.entry_until))
-    if o is not None and o.kind == 'option': here |= dict(until=o.trigger_until and moment(w, o.trigger_until), out=o.time_stop and moment(w, o.time_stop), right_word=w['rights'].get(o.right, ''))
+    if o is not None and o.kind == 'option': here |= dict(right_word=w['rights'].get(o.right)) | {k: moment(w, here[c]) for k, c in (('until', 'trigger_until'), ('out', 'time_stop')) if c in here}
     here |= more
     needed = [f for _, f, *_ in Formatter().parse(w[key]) if f]
     return '' if any(here.get(f) is None for f in needed) else w[key].format(**here)
