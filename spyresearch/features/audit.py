@@ -216,15 +216,17 @@ class Meter:
     def advance(self, b, state):
         "As the feature's; while it is `on`, the work is noted under that name."
         if self.on is None: return self.f.advance(b, state)
-        n, was = 0, sys.gettrace()
+        n, was, collects = 0, sys.gettrace(), gc.isenabled()
         def count(frame, event, arg):
             nonlocal n
             frame.f_trace_opcodes = True
             n += event == 'opcode'
             return count
-        sys.settrace(count)
+        gc.disable(); sys.settrace(count)
         try: return self.f.advance(b, state)
-        finally: sys.settrace(was); self.work.setdefault(self.on, []).append(n)
+        finally:
+            sys.settrace(was); self.work.setdefault(self.on, []).append(n)
+            if collects: gc.enable()
 
 # %% ../../nbs/features/29_audit.ipynb #0657c035
 SOME = 1.5, 50 # work may differ by this factor and these steps
@@ -321,9 +323,9 @@ def _soon(x, f):
 def _verdict(r, lacks, n):
     "What is wrong with a row of `examine`, in words."
     bad = dict(leaks=f'knew the future at {r.leaks} cuts', only_one=f'one form alone has a value on {r.only_one} rows', max_rel=f'the forms differ by {r.max_rel:.1g} of the value', dated='knows the date',
-               grows=f'grows: {r.grows}', beyond=f'remembers more than the {r.sessions} sessions declared (another value on {r.beyond} rows without the history before)',
-               early=f'has a value on {r.early} rows before {r.sessions} sessions are there', soon=f'has a value on {r.soon} rows before its bar {r.warmup}')
-    said = [words for k, words in bad.items() if r[k] and (k != 'max_rel' or not r[k] <= TOLERANCE)]
+               grows=f'grows: {r.grows}', beyond=f"remembers more than the {r.sessions} session{'s'*(r.sessions != 1)} declared (another value on {r.beyond} rows without the history before)",
+               early=f'has another value on {r.early} rows with a session of history less, where it should be empty', soon=f'has a value on {r.soon} rows before its bar {r.warmup}')
+    said = [words for k, words in bad.items() if r[k] and (k != 'max_rel' or not r[k] <= TOLERANCE) and (k != 'early' or not r.beyond)]
     if said or r['values']: return '; '.join(said) or 'ok'
     return f"not checked: the bars do not carry {', '.join(lacks)}" if lacks else f'no value in {n} sessions: the bars have all that it reads, and its formula is never finite'
 

@@ -190,9 +190,10 @@ def column(
     name:str, # a feature with one value a minute
 ) -> np.ndarray: # float64 [D, 390]
     "A feature as it is published: empty where there is no bar, and where the formula has no finite value."
-    x = self[name]
-    try: a = np.broadcast_to(np.asarray(x, float), self.close.shape)
-    except (TypeError, ValueError) as e: raise broken(self.registry[name], 'batch', e) from e
+    x = np.asarray(self[name])
+    if x.dtype.kind not in 'bifu' or x.ndim > 2 or any(a not in (1, b) for a, b in zip(x.shape[::-1], self.close.shape[::-1])):
+        raise UsageError(f'feature {name}: its batch form gives {x.dtype} of the shape {x.shape}', f'a number a minute is wanted, {self.close.shape}, or what broadcasts to it', 'mend the formula')
+    a = np.broadcast_to(x.astype(float), self.close.shape)
     return np.where(self.seen & np.isfinite(a), a, np.nan)
 
 # %% ../../nbs/features/19_registry.ipynb #020fb31f
