@@ -7,15 +7,17 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from made import bars as made
 from spyresearch.bars import NIGHT, OHLC, STANDS, Watch, bad_bars, bad_prints, grid, read_bars
 from spyresearch.core import ET, DataError, FixedClock
 from spyresearch.features.batch import compute
 from spyresearch.features.stream import Stream, certificate, stream_frame
 from spyresearch.health import exceptions, health_of
+from spyresearch.live.today import Today
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import prev_session, session, sessions
 from spyresearch.store import Store
-from tests.made import bars as made
+from spyresearch.tws.minutes import Minute
 
 NAMES = ['r1', 'r_day', 'logrv_60', 'vwap_dist', 'r_overnight', 'relvol_day', 'pday_pos']
 DAY, LATER = date(2025, 12, 3), FixedClock(datetime(2026, 11, 1, tzinfo=timezone.utc))
@@ -197,6 +199,18 @@ def test_stream_and_history_leave_out_the_same(slips):
 
 
 # -- where bars go from there
+
+def test_the_live_day_goes_on_after_a_slip(spy, tmp_path):
+    "The row keeps the bar as it came and has no features; those after it are what they would be without it."
+    s, i = Store(tmp_path, 'replay:live'), at(spy, 20)
+    for d in sessions(date(2025, 11, 10), prev_session(DAY)): s.write_raw(d, spy.loc[str(d)])
+    today, bad = Today(s, DAY), times(spy, i, 10.).iloc[at(spy, 0):at(spy, 60)]
+    for t, *v in bad.itertuples(): today.take(Minute(int(t.timestamp()), *v, None, None, False, {}))
+    quiet(today.write); rows = s.features.frame([DAY]).loc[bad.index]; want = compute(spy.drop(spy.index[i]).loc[:bad.index[-1]]).loc[str(DAY)]
+    assert [t for t, _ in today.stream.left_out] == [spy.index[i]] and today.done == 60
+    np.testing.assert_array_equal(rows[want.columns].drop(spy.index[i]), want)
+    assert rows.loc[spy.index[i], want.columns].isna().all() and rows.loc[spy.index[i], 'open'] == bad.loc[spy.index[i], 'open']
+
 
 def test_models_and_labels_do_not_see_it(spy):
     bad = times(spy, at(spy, 100), 10.)
