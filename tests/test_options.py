@@ -41,6 +41,10 @@ def minutes(shared): return grid(read_bars(shared('spy_1min.parquet')))
 def snaps(chain, minutes, dividends): return snapshots(chain, lambda day: learn_clock(minutes, session(day).open, dividends), dividends)
 
 
+@pytest.fixture(scope='module')
+def errors(snaps): return repriced(snaps)
+
+
 # Time
 
 BY_HAND = [ # moment, expiry, calendar minutes, trading minutes
@@ -334,10 +338,10 @@ def test_stickiness_on_the_recorded_chains(snaps):
     assert all(1.4 < stickiness(m[n == d]).value < 1.8 for d in range(8))
 
 
-def test_repricing_on_the_recorded_chains(snaps):
+def test_repricing_on_the_recorded_chains(errors):
     """From each snapshot to the next of its day (37 minutes in the median), mean absolute error in cents, |delta| .25 to .75:
     the curve is ahead of every other rule, on the day of expiry and beyond, and its stickiness comes from earlier days alone."""
-    r = repriced(snaps); r = r[r.abs_delta.between(.25, .75)]
+    r = errors[errors.abs_delta.between(.25, .75)]
     for part, most in ((r[r.left_min <= 390], 5.), (r[r.left_min > 390], 5.7)):
         cents = 100*part[list(RULES)].sub(part.px, axis=0).abs().mean()
         assert cents.idxmin() == 'curve' and cents['curve'] < most and cents['sticky strike'] < cents['sticky delta'] < cents['no change']
@@ -353,3 +357,12 @@ def test_a_chain_at_once(chain, minutes, dividends):
     part = chain[chain.index.date == date(2026, 7, 8)]
     t = repricing_error(part, lambda day: learn_clock(minutes, session(day).open, dividends), dividends, by=['abs_delta'])
     assert len(t) == len(DELTAS) - 1 and set(t['cents']) == set(RULES) and (t['cents', 'curve'] < t['cents', 'no change']).all()
+
+
+def test_nine_strikes_are_enough(chain, errors, minutes, dividends):
+    "What 90 streams for five expiries allow: the contracts of the day and the next are repriced as well as from the whole chain."
+    near = (chain.strike - chain.spot).abs().groupby([chain.index, chain.expiry, chain.right]).rank(method='first') <= 9
+    part = repriced(snapshots(chain[near & (chain.dte <= 1)], lambda day: learn_clock(minutes, session(day).open, dividends), dividends))
+    j = part.merge(errors, on=['at', 'expiry', 'right', 'strike'], suffixes=('', '_all')); j = j[j.abs_delta.between(.25, .75)]
+    off = [100*(j[o] - j.px).abs().mean() for o in ('curve', 'curve_all')]
+    assert len(j) > 1000 and off[0] < off[1] + .3

@@ -135,36 +135,33 @@ def check_quotes(
     "What is wrong with each quote of a chain."
     if now.tzinfo is None: raise UsageError(f'{now} has no time zone', '', 'pass an aware time')
     q, day = arrays(rows), now.astimezone(ET).date()
-    bad = pd.DataFrame(False, index=range(len(rows)), columns=list(REASONS[1:]))
+    bad = {o: np.zeros(len(rows), bool) for o in REASONS[1:]}
     first = fault_of(q, day, max_age_s)
     for i, name in enumerate(FAULTS[1:], 1): bad[name] = first == i
-    bad['halted'] = halted
+    bad['halted'] |= halted
     bad['after the close'] = (q['expiry'] == np.datetime64(day)) & (is_session(day) and now >= session(day).close)
     if spot is None: spot = float(np.median(s)) if len(s := q['spot'][(q['spot'] > 0) & (q['spot'] < np.inf)]) else math.nan
-    _against_each_other(bad, q, ~bad.to_numpy().any(1), day, spot, dividends)
-    said = bad.to_numpy()
-    bad.insert(0, 'reason', np.where(said.any(1), np.array(REASONS[1:])[said.argmax(1)], ''))
-    return bad.set_axis(rows.index)
+    _against_each_other(bad, q, ~np.any(list(bad.values()), 0), day, spot, dividends)
+    said = np.array(list(bad.values()))
+    return pd.DataFrame(dict(reason=np.where(said.any(0), np.array(REASONS[1:])[said.argmax(0)], ''), **bad), index=rows.index)
 
 # %% ../../nbs/trade/38_quotes.ipynb #a2c704a6
 def _against_each_other(bad, q, ok, day, spot, dividends):
     "Marks the faults that show between quotes."
     forwards, c = chain_carry(q, ok, day, dividends)
     for e in np.unique(q['expiry'][ok]):
-        o, here = rungs(q, ok, e), ok & (q['expiry'] == e)
-        _mark(bad, 'strikes jump', o, _gaps(np.unique(q['strike'][q['expiry'] == e]))[np.searchsorted(np.unique(q['strike'][q['expiry'] == e]), o.strike)])
-        _mark(bad, 'vertical', o, vertical(o)); _mark(bad, 'butterfly', o, butterfly(o))
-        f = forwards.get(e.item(), math.nan)
-        bad.loc[here, 'no forward'] = f != f
+        o, strikes, here = rungs(q, ok, e), np.unique(q['strike'][q['expiry'] == e]), ok & (q['expiry'] == e)
+        _mark(bad['strikes jump'], o, _gaps(strikes)[np.searchsorted(strikes, o.strike)])
+        _mark(bad['vertical'], o, vertical(o)); _mark(bad['butterfly'], o, butterfly(o))
+        f, sign = forwards.get(e.item(), math.nan), np.array([[1], [-1]])
+        bad['no forward'] |= here & (f != f)
         if f != f: continue
-        _mark(bad, 'parity', o, parity(o, f, c.spot))
-        sign = np.array([[1], [-1]])
-        _mark(bad, 'negative time value', o, o.ask < sign*(c.spot - o.strike) - CENT)
-        _mark(bad, 'no volatility', o, np.isnan(implied((o.bid + o.ask)/2, f, o.strike, sign)))
-    bad['calendar'] = calendar(q, ok)
-    if c and abs(math.log(c.spot/spot)) > APART: bad.loc[ok, 'out of step'] = True
+        _mark(bad['parity'], o, parity(o, f, c.spot))
+        _mark(bad['negative time value'], o, o.ask < sign*(c.spot - o.strike) - CENT)
+        _mark(bad['no volatility'], o, np.isnan(implied((o.bid + o.ask)/2, f, o.strike, sign)))
+    bad['calendar'] |= calendar(q, ok)
+    if c and spot > 0 and abs(math.log(c.spot/spot)) > APART: bad['out of step'] |= ok
 
-def _mark(bad, name, o, which):
+def _mark(flags, o, which):
     "Put a fault on quotes by their places in a ladder."
-    rows = o.row[np.broadcast_to(which, o.row.shape) & (o.row >= 0)]
-    bad.loc[rows, name] = True
+    flags[o.row[np.broadcast_to(which, o.row.shape) & (o.row >= 0)]] = True
