@@ -417,17 +417,19 @@ def _date(text, flag):
 def docs(ctx: typer.Context, out: _opt(Path, '--out', 'The folder of the site.') = Path('reports/docs'), day: _opt(Optional[str], '--day', 'The session that the page of features shows, YYYY-MM-DD; the last complete one by default.') = None, tws: Tws = None,
          bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, days: Days = '120', asof: Asof = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
     "The documentation as a static site: the README, every notebook, every feature with a day of it, its distribution and its cluster."
-    from spyresearch.docs import write_docs
+    from spyresearch.docs import check_free, write_docs
     from spyresearch.features.extension import recall
     from spyresearch.runs import gather
     from spyresearch.store import Store
     from tempfile import TemporaryDirectory
-    source, at, n = _source(ctx), _date(day, '--day'), _n_days(days)
+    source, at, n = _source(ctx), _date(day, '--day'), _n_days(days); check_free(out)
     with TemporaryDirectory() as made:
-        store = Store(_folder(source, data, 'data')) if data is not None or tws else gather(source, made, n).store
+        store = Store(_folder(source, data, 'data'))
+        there = data is not None or tws or store.daily_days() and not _other(source, store)
+        if not there: store = gather(source, made, n).store
         recall(store)
         pages = write_docs(out, store, at, bar_progress('docs'))
-    print(f"{len(pages)} pages: {out/'index.html'}")
+    print(f"{len(pages)} pages, the features of {store.root if there else store.provenance + ', fetched for this'}: {out/'index.html'}")
 
 # %% ../nbs/66_cli.ipynb #8abb6858
 @app.command()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPLATE', 'FLOORS', 'STYLE', 'TEXTS', 'OWN', 'directives', 'plain', 'body', 'books', 'purpose', 'module_page',
-           'text_page', 'check_free', 'write_docs']
+           'text_page', 'site_files', 'check_free', 'write_docs']
 
 # %% ../nbs/65_docs.ipynb #47070045
 import json, re
@@ -112,14 +112,18 @@ def _modules(found):
 # %% ../nbs/65_docs.ipynb #77289028
 OWN = '<main class="spy">' # the frame that `sheet` puts round a page
 
+def site_files() -> list: # below the site's folder
+    "The pages of the site."
+    return ['features.html', *TEXTS.values(), *(f'modules/{_file(f, p)}' for f, ps in books(checkout()/'nbs').items() for p in ps)]
+
 def check_free(
     out, # the site's folder
-    names, # of the pages to be written, below it
+    names=None, # of the pages to be written, below it; the site's by default
 ):
     "A `UsageError` if the folder, or a page that would be replaced, is something else."
     out, clear = Path(out), 'name an empty folder with --out, or one that spy docs has made'
     if out.exists() and not out.is_dir(): raise UsageError(f'{out} is not a folder', 'a site has many pages', clear)
-    foreign = [o for o in names if (p := out/o).exists() and not (p.is_file() and OWN in p.read_text(encoding='utf-8', errors='replace'))]
+    foreign = [o for o in names or site_files() if (p := out/o).exists() and not (p.is_file() and OWN in p.read_text(encoding='utf-8', errors='replace'))]
     if foreign: raise UsageError(f'{out/foreign[0]} was not made by spy docs', 'it would be lost' + f', and so would {len(foreign) - 1} more'*(len(foreign) > 1), clear)
 
 # %% ../nbs/65_docs.ipynb #3c8d9125
@@ -132,7 +136,7 @@ def write_docs(
     "The whole site."
     top, out = checkout(), Path(out); found = books(top/'nbs')
     pages = [(f, p) for f, ps in found.items() for p in ps]; near = [(purpose(p)[0], _file(f, p)) for f, p in pages]
-    check_free(out, ['features.html', *TEXTS.values(), *(f'modules/{o}' for _, o in near)])
+    check_free(out)
     made = [atomic_write(out/'features.html', feature_page(store, day))]
     lead = tag('nav', *(tag('a', t, href=h) for t, h in (('Features', 'features.html'), ('Modules', '#modules'), ('Contributing', 'contributing.html'), ('Data files', 'data.html'), ('Changes', 'changelog.html'))))
     for name, file in TEXTS.items():

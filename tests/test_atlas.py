@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import need
 from spyresearch.atlas import MARKS, _short, bins, day_plot, feature_page, look, market_inputs, reaches, stretches, ticks
 from spyresearch.core import DataError, UsageError, quiet
-from spyresearch.docs import TEXTS, books, check_free, write_docs
+from spyresearch.docs import TEXTS, books, check_free, site_files, write_docs
 from spyresearch.features.batch import compute
 from spyresearch.features.flow import FLOW
 from spyresearch.features.prepare import dividends_of
@@ -207,8 +207,8 @@ def test_the_site_has_every_notebook_and_its_links_lead_somewhere(store, tmp_pat
     said = []
     made = write_docs(tmp_path/'site', store, progress=lambda *a: said.append(a))
     n = sum(map(len, books(ROOT/'nbs').values()))
-    assert len(made) == n + len(TEXTS) + 1 and said[-1][:2] == (n, n)
-    check_free(tmp_path/'site', [p.relative_to(tmp_path/'site') for p in made]) # so it can be made again
+    assert len(made) == n + len(TEXTS) + 1 and said[-1][:2] == (n, n) and {str(p.relative_to(tmp_path/'site')) for p in made} == set(site_files())
+    check_free(tmp_path/'site') # so it can be made again
     assert n == sum('default_exp' in p.read_text(encoding='utf-8') for p in (ROOT/'nbs').rglob('[0-9]*.ipynb'))
     for p in made:
         text = re.sub(r'<pre.*?</pre>', '', p.read_text(encoding='utf-8'), flags=re.S) # code may hold anything
@@ -245,7 +245,7 @@ def test_the_filter_finds_and_forgets(page, tmp_path):
         b.close()
 
 
-def test_spy_docs_makes_the_site_and_leaves_no_data(tmp_path):
+def test_spy_docs_makes_the_site_and_leaves_no_data(tmp_path, store):
     spy = [sys.executable, '-m', 'spyresearch.cli', 'docs']
     run = lambda *a: subprocess.run([*spy, *map(str, a)], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH=str(ROOT)))
     for args, code, said in ((['--day', 'tomorrow'], 2, 'is not a date'), (['--data', ''], 2, 'without a name'), (['--data', tmp_path/'none'], 3, 'no day files')):
@@ -255,3 +255,10 @@ def test_spy_docs_makes_the_site_and_leaves_no_data(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith('reports/docs/index.html') and 'docs:' in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ['reports'] and 'SIMULATED' in (tmp_path/'reports/docs/features.html').read_text(encoding='utf-8')
+    (tmp_path/'site').mkdir(); (tmp_path/'site/index.html').write_text('mine')
+    done = run('--out', 'site')
+    assert done.returncode == 2 and 'was not made by spy docs' in done.stderr and 'history' not in done.stderr and os.listdir(tmp_path/'site') == ['index.html']
+    (tmp_path/'site/index.html').unlink(); shutil.copytree(store.root, tmp_path/'data/replay/demo') # what spy history and spy prepare leave
+    done = run('--out', 'site')
+    assert done.returncode == 0 and 'the features of data/replay/demo' in done.stdout and 'history' not in done.stderr, done.stderr
+    assert f'<dd>{len(store.daily_days())}</dd>' in (tmp_path/'site/features.html').read_text(encoding='utf-8') # all of them
