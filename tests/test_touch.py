@@ -11,7 +11,8 @@ from spyresearch.models.barriers import DOWN, LONG, NEITHER, SHORT, UNKNOWN, UP,
 from spyresearch.models.baselines import Har
 from spyresearch.models.forecaster import Targets
 from spyresearch.models.metrics import dm_t, ece_pp, per_day, reliability
-from spyresearch.models.touch import DISTANCES, LIMITS, Direct, Touch, brownian, closed_form, left_of, load_touch, race_losses, unit
+from spyresearch.models.races import race_losses
+from spyresearch.models.touch import DISTANCES, LIMITS, Direct, Touch, brownian, closed_form, left_of, load_touch, unit
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import MINUTES
 from spyresearch.tws.market import demo_tape
