@@ -178,10 +178,10 @@ def unfamiliar(
     if not have: return Markup('')
     def cells(p): return [num(p['skill_pct'], '+.2f', why='no HAR beside it' if p['n_days'] else 'nothing there'), *(num(p['coverage'][b], '.1f', why='nothing there') for b in ('80', '90'))]
     rows = [[HORIZONS[h], Markup(f"{num(o['share_pct'], '.1f')} <span class='muted'>({o['outside']['n_days']} days)</span>"), *cells(o['inside']), *cells(o['outside'])] for h, o in have.items()]
-    days = max((o['days'] for o in have.values()), key=len); named = points([Markup(f"<b>{esc(d['day'])}</b>, {num(d['share_pct'], '.0f')} %: {esc(d['why'])}.") for d in days])
+    days = max((o['days'] for o in have.values()), key=len)[:5]; named = points([Markup(f"<b>{esc(d['day'])}</b>, {num(d['share_pct'], '.0f')} %: {esc(d['why'])}.") for d in days])
     head = ['horizon', 'refused, %', 'familiar: against HAR, %', '80 % band', '90 % band', 'refused: against HAR, %', '80 % band', '90 % band']
     return together([tag('h3', 'Moments unlike the ones that taught'), tag('p', 'Checked against the training days of each fold. They count in every table all the same; here is what refusing them would have spared. Few days lie outside: read those columns as a story, not as a rate.', cls='muted'),
-        tag('div', table(head, rows, 'familiar moments and those that would have been refused'), cls='tight'), together([tag('p', 'Days with most of them, and why the first was:', cls='muted'), named]) if days else ''])
+        tag('div', table(head, rows, 'familiar moments and those that would have been refused'), cls='tight'), tag('details', tag('summary', 'The days with most of them, and why the first was'), named) if days else ''])
 
 # %% ../nbs/57_skill.ipynb #ab388a71
 def _share(o, b):
