@@ -12,7 +12,7 @@ from spyresearch.core import ET, ModelError, UsageError
 from spyresearch.features.smile import YEAR, arrays, fault_of, minutes_left
 from spyresearch.sessions import session, sessions
 from spyresearch.trade.clock import VarianceClock, last_trade, learn_clock, time_left
-from spyresearch.trade.options import Curve, DELTAS, Paths, RULES, curves, error_table, moves, repriced, repricing_error, snapshots, stickiness
+from spyresearch.trade.options import Curve, DELTAS, RULES, curves, error_table, moves, repriced, repricing_error, snapshots, stickiness
 from spyresearch.trade.quotes import REASONS, chain_carry, check_quotes
 from spyresearch.trade.valuation import black, carry, delta, early_exercise, greeks, implied, interest_days
 
@@ -319,16 +319,6 @@ def test_later_prices_are_prices(move, share, s):
     assert np.allclose(call - put, spot - k, atol=1e-9)
     slope = np.diff(call)/np.diff(k)
     assert (slope < 0).all() and (slope > -1).all() and (call >= np.maximum(spot - k, 0) - 1e-9).all()
-
-
-def test_paths_are_read_to_a_fraction_of_a_cent():
-    rng = np.random.default_rng(3); now = at('2026-03-31T14:30'); c = curve(now)
-    px = 600*np.exp(np.cumsum(4e-4*rng.standard_normal((60, 2000)), 0)); left = FLAT.ahead(now, c.expiry, np.arange(1, 61))
-    k = np.arange(594., 606.); sign = np.where(k < 600, -1, 1)
-    got, exact = Paths(px).prices(c, k, sign, 1.1, left), c.price(k[:, None, None], sign[:, None, None], px, left[:, None], 1.1)
-    assert got.shape == (12, 60, 2000) and abs(got - exact).max() < .004 and abs(got - exact).mean() < 1e-4
-    still = Paths(np.full((3, 4), 600.)).prices(c, k, sign, 1., left[:3])
-    assert np.allclose(still[:, 0, 0], c.price(k, sign, 600., left[0]), atol=1e-4)
 
 
 def test_stickiness_on_the_recorded_chains(snaps):

@@ -9,6 +9,7 @@ __all__ = ['HOW', 'WAIT', 'CHASE', 'EXITS', 'TRIGGERS', 'CAUTION', 'TAIL', 'LEAS
 
 # %% ../../nbs/trade/49_search.ipynb #155193c0
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -56,7 +57,7 @@ def left(
     until:int, # the minute from now at whose open the time is up
 ) -> tuple: # bar [P], SPY there [P], place in HOW [P]; meaningless where it was never entered
     "When, where and how each path is left."
-    row, last, a = np.arange(len(p)), min(until, p.minutes - 1), int(bar.min(initial=0)); b = max(last, a + 1)
+    row, last, a = np.arange(len(p)), min(until, p.minutes - 1), int(bar.min(initial=0)); b = max(last, int(bar.max(initial=a)) + 1)
     k, best, worst = np.arange(a, b), *((o[:, a:b] for o in ((p.high, p.low) if side > 0 else (p.low, p.high))))
     open_ = (k >= bar[:, None]) & (k < last)
     lost = (worst <= stop if side > 0 else worst >= stop) & open_
@@ -75,7 +76,11 @@ class Board:
     half: np.ndarray  # [K] USD a share
     fee: np.ndarray   # [K] USD a contract
     def __len__(self): return len(self.contracts)
-    def only(self, k): return Board(self.contracts.iloc[k], self.spots, self.mid[k], self.half[k], self.fee[k])
+    def only(self, k): o = Board(self.contracts.iloc[k], self.spots, self.mid[k], self.half[k], self.fee[k]); o.__dict__['nodes'] = self.nodes[k]; return o
+    @cached_property
+    def nodes(self): # complex64 [K, (L+1)*G]: a mid and the step to the next, to be read at once
+        out = np.empty(self.mid.shape, np.complex64); out.real, out.imag = self.mid, np.diff(self.mid, axis=2, append=self.mid[:, :, -1:])
+        return out.reshape(len(self), -1)
 
 def spot_grid(
     px:float, # USD
@@ -94,9 +99,9 @@ def mids(self:Board,
     "Every contract's mid at each moment and price."
     G, lo, hi = len(self.spots), *np.log(self.spots[[0, -1]])
     at = np.clip((np.log(spot) - lo)/(hi - lo)*(G - 1), 0, G - 1 - 1e-9)
-    i = at.astype(int); f = (at - i).astype(np.float32); k = minute*G + i; flat = self.mid.reshape(len(self), -1)
-    a = flat[:, k]; b = flat[:, k + 1]; b -= a; b *= f; a += b
-    return a
+    i = at.astype(int); k, f = minute*G + i, (at - i).astype(np.float32); out, here = np.empty((len(self), len(k)), np.float32), np.empty(len(k), np.complex64)
+    for o, node in zip(out, self.nodes): node.take(k, out=here, mode='clip'); np.multiply(here.imag, f, out=o); o += here.real
+    return out
 
 # %% ../../nbs/trade/49_search.ipynb #2e569f68
 WAIT, CHASE = 15, .1 # minutes a trigger stands; how far beyond it (units) a buyer may pay for
@@ -127,7 +132,7 @@ def earned(
     return net
 
 # %% ../../nbs/trade/49_search.ipynb #30756a94
-CAUTION, TAIL, LEAST = .02, .05, .05 # weight of the tail; how much of it; chance of a fill below which nothing is tried
+CAUTION, TAIL, LEAST = .02, .05, .2 # weight of the tail; how much of it; chance of a fill below which nothing is tried
 
 def tail_mean(
     net:np.ndarray, # [P], NaN where nothing was done
