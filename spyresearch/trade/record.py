@@ -155,8 +155,8 @@ def now_of(
 ) -> pd.Timestamp: # New York
     "What time it is in the market of a data folder: of an account, now; of a tape, the newest moment known."
     if provenance.startswith('tws'): return pd.Timestamp(clock.now()).tz_convert(ET)
-    at, said = last_price(Path(folder).parent)[1], _log(folder).read()
-    return max([pd.Timestamp(o['asof']).tz_convert(ET) for o in said[-1:]] + [at]*(at is not None), default=pd.Timestamp(clock.now()).tz_convert(ET))
+    ats = [last_price(Path(folder).parent)[1], *(pd.Timestamp(o['asof']).tz_convert(ET) for o in _log(folder).read()[-1:]), *(o['at'] for v in owner_words(folder).values() for o in v.values())]
+    return max((o for o in ats if o is not None), default=pd.Timestamp(clock.now()).tz_convert(ET))
 
 def screen(
     folder, # the journal's
