@@ -159,23 +159,27 @@ def fit(self:Touch,
 WIDTH, FLOOR = .7, .05 # of the kernel, in log volatility; least weight
 
 @patch
-def stretch(self:Touch,
+def course(self:Touch,
     pace:np.ndarray, # [5] variance a minute today
     minute:int, # last bar known
     left:int, # minutes to the close
     flow=None, # [5] the same, bent; nothing is by default
-) -> tuple: # highest and lowest so far float32 [P, left] as distances from the entry, log return; weights [P]
-    "Past stretches in today's volatility: how far up and down each has been by every minute."
+) -> tuple: # open, high, low, close float32 [P, left] as log distances from the last price; weights [P]; day of each [P]
+    "Past stretches in today's volatility, bar by bar."
     q = self.params; pick = np.flatnonzero(abs(q['start'] - minute) <= NEAR)[::-1]
     if not len(pick): raise ModelError(f'no path starts within {NEAR} minutes of minute {minute}', 'the fit saw no origin there', 'fit on origins of the whole day')
     pick = pick[::-(-len(pick)//MOST)]; at = bars_of(q['start'][pick], minute, left)
-    opened, high, low, close = q['moves'].reshape(4, -1)[:, q['day'][pick, None]*MINUTES + at]
-    first = opened[:, :1].copy()
-    for o in high, low, close: o[:, :1] -= first # entry is the first bar's open
-    ratio, true = (np.sqrt(o/q['pace'][pick]) for o in (pace, pace if flow is None else flow)); scale = np.repeat(true.astype(np.float32), stretches(np.array([left]))[0], axis=1)
-    close *= scale; high *= scale; low *= scale; base = np.cumsum(close, axis=1) - close
+    bars = q['moves'].reshape(4, -1)[:, q['day'][pick, None]*MINUTES + at]
+    ratio, true = (np.sqrt(o/q['pace'][pick]) for o in (pace, pace if flow is None else flow))
+    bars *= np.repeat(true.astype(np.float32), stretches(np.array([left]))[0], axis=1); bars += np.cumsum(bars[3], axis=1) - bars[3]
     weight = np.exp(-(np.log(ratio.mean(1))/WIDTH)**2/2) + FLOOR
-    return np.maximum.accumulate(base + high, axis=1), np.maximum.accumulate(-base - low, axis=1), weight/weight.sum()
+    return *bars, weight/weight.sum(), q['day'][pick]
+
+@patch
+def stretch(self:Touch, pace, minute, left, flow=None) -> tuple: # highest and lowest so far float32 [P, left] as distances from the entry, log return; weights [P]
+    "How far up and down each has been by every minute, from the first bar's open."
+    opened, high, low, _, weight, _ = self.course(pace, minute, left, flow); first = opened[:, :1]
+    return np.maximum.accumulate(high - first, axis=1), np.maximum.accumulate(first - low, axis=1), weight
 
 # %% ../../nbs/models/47_touch.ipynb #732ddeb2
 def passage(
@@ -249,6 +253,22 @@ def bend(self:Touch,
     "The same model on a bent clock."
     out = type(self)(); out.params = self.params | dict(bend=np.asarray(factor, float))
     return out
+
+# %% ../../nbs/models/47_touch.ipynb #4b8bbfca
+@patch
+def paths(self:Touch,
+    sigma:np.ndarray, # [9] of the same kind of forecaster
+    minute:int, # last bar known
+    left:int, # minutes to the close
+    minutes:int, # that they last
+    n:int=2000, # how many, even
+) -> tuple: # open, high, low, close float32 [n, minutes] as log distances from the last price; group int [n]
+    "Equally likely paths of the next minutes."
+    at = np.array([left]); said = pace(sigma[None], at); flow = bent(said, at, self.params.get('bend', STRAIGHT)[half(np.array([minute]))])
+    *bars, weight, day = self.course(said[0], minute, left, flow[0])
+    pick = np.minimum(np.searchsorted(weight.cumsum(), (np.arange(n//2) + .5)/(n//2)), len(weight) - 1)
+    o, h, l, c = (x[pick, :minutes] for x in bars)
+    return *(np.concatenate(x) for x in ((o, -o), (h, -l), (l, -h), (c, -c))), np.tile(day[pick], 2)
 
 # %% ../../nbs/models/47_touch.ipynb #8f2ba1bb
 MULTIPLES = np.array([.1, .25, .45, .7, 1, 1.4, 2, 3, 5]) # of the variance
