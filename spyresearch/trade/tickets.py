@@ -114,7 +114,7 @@ WORDS['zh'] = dict(
     swing='{entry}（纽约时间）在 {entry_px_low:.2f} 至 {entry_px_high:.2f} 之间买入 SPY；{target_px:.2f} 止盈，{stop_px:.2f} 止损，最迟于 {exit} 卖出离场。',
     option='{until} 之前 SPY 触及 {trigger_px:.2f} 时：买入开仓 SPY {expiry} {strike:g} {right}（{right_word}），限价 {entry_limit_usd:.2f} 或更低；SPY 到 {exit_spy_px:.2f} 或期权价到 {take_profit_usd:.2f} 时卖出平仓止盈，'
            'SPY 到 {stop_spy_px:.2f} 或期权价到 {stop_loss_usd:.2f} 时止损，最迟于 {out}（纽约时间）平仓。',
-    odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已到期的 {n_bucket:.0f} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。',
+    odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已有结果的 {n_bucket:.0f} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。',
     shares='账户净值 {equity:,.0f} 美元可买 {qty} 股。', contracts='账户净值 {equity:,.0f} 美元可买 {qty} 张。', unproven='尚未证实：记录在案的 {n} 笔同类建议中 {hits} 笔获利（胜率介于 {low:.0%} 与 {high:.0%} 之间）；仓位为 0。', fresh='尚未证实：记录中还没有已了结的同类建议；仓位为 0。',
     record='记录在案：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
     option_risk='最多亏损全部权利金：每张 {max_loss_usd:.2f} 美元，另加费用。', night='过夜 {nights} 晚；每 20 晚约有一晚，跳空使每 100 股亏损 {gap_usd:.0f} 美元或更多。',
@@ -135,10 +135,13 @@ def words_of(lang:str) -> dict:
     if lang not in WORDS: raise UsageError(f'no wording in {lang!r}', '', f"choose one of {', '.join(WORDS)}")
     return WORDS[lang]
 
-def language(env:dict) -> str: # of the process: LC_ALL, LC_MESSAGES and LANG count, in this order
+def language(
+    env:dict, # of the process: LC_ALL, LC_MESSAGES and LANG count, in this order
+    system:str=None, # what the machine says where none is set, as Windows does
+) -> str: # a key of WORDS
     "The system's language, where there is a wording in it."
-    said = next((env[o] for o in ('LC_ALL', 'LC_MESSAGES', 'LANG') if env.get(o)), '')
-    return next((o for o in WORDS if said.lower().startswith(o)), 'en')
+    said = next((env[o] for o in ('LC_ALL', 'LC_MESSAGES', 'LANG') if env.get(o)), system or '')
+    return 'zh' if said.lower().startswith(('zh', 'chinese')) else 'en'
 
 # %% ../../nbs/trade/41_tickets.ipynb #c33ab18e
 def moment(
