@@ -120,6 +120,16 @@ def test_a_session_that_was_never_fetched_is_named_and_no_fault(spy, tmp_path):
     assert code == 0 and f'{DAYS[3]} to {DAYS[4]}: no raw bars: simulated:demo had none' in said and 'run spy history' not in said
 
 
+@pytest.mark.filterwarnings('error::UserWarning')
+def test_a_bar_that_no_market_makes_is_named_once(spy, tmp_path):
+    store = Store(tmp_path/'data', 'simulated:demo'); df = bars(DAYS, 600.); df.iloc[1000, :4] *= 1.3
+    for d, o in df.groupby(df.index.date): store.write_raw(d, o)
+    at = f'{df.index[1000]:%Y-%m-%d %H:%M}'; code, said = spy('prepare', '--data', store.root)
+    assert code == 0 and said.count(at) == 1 and f'left out, no market makes it: {at}' in said
+    code, said = spy('check-parity', '--data', store.root, '--day', at[:10])
+    assert code == 0 and said.count(at) == 1 and 'left out, because no market makes them' in said and 'the day file holds the same' in said
+
+
 # --- day files that somebody has changed
 
 def test_an_edited_day_file_is_moved_aside_and_said(spy, root):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'NEVER', 'day_rows', 'row_bytes', 'context', 'made_from', 'PrepareReport', 'lost', 'damaged', 'unfetched',
-           'dividends_of', 'bars_of', 'prepare', 'certify', 'named']
+           'dividends_of', 'told_later', 'bars_of', 'prepare', 'certify', 'named']
 
 # %% ../../nbs/features/33_prepare.ipynb #3fd9e990
-import hashlib
+import hashlib, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -83,6 +84,7 @@ class PrepareReport:
     refused:list = field(default_factory=list) # (day, why) of raw days that do not count
     holes:list = field(default_factory=list) # (day, why) of sessions between the first raw day and the last that have no file
     aside:list = field(default_factory=list) # (day, why, where it lies now) of day files that were not what had been written
+    left_out:list = field(default_factory=list) # bars that no market makes, a line each
     dropped:dict = field(default_factory=dict) # column that no feature of the registry has -> how many files lost it
     days = property(lambda self: sorted(self.written + self.kept))
 
@@ -112,6 +114,7 @@ def __str__(self:PrepareReport):
     if self.refused or any(why == NEVER for _, why in self.holes): lines += [AGAIN]
     lines += _spans([(d, 'a day file without valid raw bars; it was left as it is') for d in self.orphans])
     lines += _spans([(d, f'the day file did not count and was computed again: {why}; what was there lies in {where.parent} now') for d, why, where in self.aside])
+    lines += [f'left out, no market makes it: {o}' for o in self.left_out]
     lines += [f'{d}: a record of seconds or options could not be read, and its columns are empty: {why}' for d, why in self.unread]
     return '\n'.join([*lines, *(f'{o}: a column of {n} day files no more' for o, n in self.dropped.items())])
 
@@ -135,6 +138,14 @@ def dividends_of(store:Store) -> dict: # ex-date -> USD a share
     "Dividends that the source has told."
     d = store.daily_bars()['dividend'].dropna()
     return {t.date(): float(v) for t, v in d[d > 0].items()}
+
+# %% ../../nbs/features/33_prepare.ipynb #32a7374e
+@contextmanager
+def told_later():
+    "No warning of bars that are left out: whoever computes says it in his own words."
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*left out, no market makes')
+        yield
 
 # %% ../../nbs/features/33_prepare.ipynb #9b118aee
 def bars_of(
@@ -185,16 +196,16 @@ def prepare(
         fresh = {d for d in store.daily_days(h, sealed=True) if key.get(d) == store.features.m['days'][str(d)].get('made_from')}
         todo = [d for d in raw if d not in fresh]
         if dropped := _strange(store, todo, registry): warn(lost(dropped))
-        unread, aside = _write(store, todo, {o for d in todo for o in near[d]} & set(raw), key, div, sealed, registry, progress)
+        unread, aside, left_out = _write(store, todo, {o for d in todo for o in near[d]} & set(raw), key, div, sealed, registry, progress)
         orphans = [d for d in store.features.on_disk() if d not in raw]
-        return PrepareReport(todo, sorted(fresh), orphans, h, len(registry.names()), w.seconds, unread, damaged(store), unfetched(store), aside, dropped)
+        return PrepareReport(todo, sorted(fresh), orphans, h, len(registry.names()), w.seconds, unread, damaged(store), unfetched(store), aside, left_out, dropped)
 
 # %% ../../nbs/features/33_prepare.ipynb #a7fd9e16
 def _write(store, todo, need, key, div, sealed, registry, progress):
     "Compute and write the days of `todo`."
-    if not todo: return [], []
+    if not todo: return [], [], []
     h, aside, (bars, unread) = registry.hash(), [], bars_of(store, sorted(need), todo if registry.carried else ())
-    values = compute(bars, dividends=div, registry=registry)
+    with told_later(): values = compute(bars, dividends=div, registry=registry)
     doubts = {d: store.features.reason(d) for d in todo if store.features.file(d).exists()}
     days, first = np.unique(bars.index.tz_localize(None).to_numpy().astype('datetime64[D]'), return_index=True)
     span = {d: slice(a, b) for d, a, b in zip(days.tolist(), first, [*first[1:], len(bars)])}
@@ -204,7 +215,7 @@ def _write(store, todo, need, key, div, sealed, registry, progress):
             aside += _set_aside(store, d, doubts.get(d), rows)
             store.write_daily(d, rows, h, key[d], sealed=d in sealed)
             progress(i + 1, len(todo), str(d))
-    return unread, aside
+    return unread, aside, values.attrs.get('left_out', [])
 
 # %% ../../nbs/features/33_prepare.ipynb #7be740c5
 def _compare(store, day, rows, registry, key): # rows and key: what the file should hold, and have been made from
@@ -244,11 +255,12 @@ def certify(
     days, holes = [d for d in back if d in raw], [d for d, _ in sorted(damaged(store) + unfetched(store)) if d in back]
     if day not in days: raise DataError(f'{store.root}: no raw bars of {day}', 'there is nothing to compare', 'name a recorded session, or run spy history')
     (bars, _), paid = bars_of(store, days, [day]), dividends_of(store)
-    c, values = certificate(bars, day, dividends=paid, registry=registry), compute(bars, dividends=paid, registry=registry)
+    with told_later(): c, values = certificate(bars, day, dividends=paid, registry=registry), compute(bars, dividends=paid, registry=registry)
     today = bars.index.date == day
     key = made_from(back, raw, paid.get(day, 0.), recorded_from(store, day) if registry.carried else '')
     same, said, odd = _compare(store, day, day_rows(day, bars[today], values[today], store.is_sealed(day)), registry, key)
     if holes: said += f"; no valid raw bars of {', '.join(map(str, holes))}, which it looks back on"
+    if left := values.attrs.get('left_out'): said += f'; left out, because no market makes them: {", ".join(left)}'
     return Certificate(day, c.table.assign(filed=None if odd is None else ~c.table.index.isin(odd)), same, said)
 
 # %% ../../nbs/features/33_prepare.ipynb #287bdf42
