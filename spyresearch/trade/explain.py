@@ -85,6 +85,7 @@ def _text(q, levels): return ' '.join(f'{swing.quantile(np.array(q, float), o):+
 def plan_of(g): return swing.plan(date.fromisoformat(g['day']), g['head'], g['px'], *(np.array(g[k], float) for k in ('next_q', 'hold_q')))
 def replace_fields(t, p, name): return type(t)(**{name: getattr(p, name)}) # one field, as a ticket would hold it
 
+# %% ../../nbs/trade/55_explain.ipynb #9a3d26a5
 def _chance(t, g):
     "Head, rank, calibration, bound."
     f, b = g['fit'], g['bucket']; head = Head(*(np.array(f[k], float) for k in ('mean', 'sd', 'w')), g['labels'], np.nan)

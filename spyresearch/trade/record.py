@@ -104,6 +104,7 @@ def record(
     _log(folder).append(dict(asof=asof.isoformat(), words=[_word(o, list(new.values()), more) for o in words]))
     return words
 
+# %% ../../nbs/trade/54_record.ipynb #1de81927
 def _put(folder, t, ground, more, asof, days):
     "One new ticket: first what it rests on, then itself."
     _grounds(folder).append(ground | more | dict(id=t.id, asof=asof.isoformat(), code=git_revision(), files=files_of(folder, days)))
@@ -123,12 +124,13 @@ def latest(
     if not said: raise UsageError(f'nothing has been said in {folder}', 'no run has ended there', 'run `spy run` first, with the same source or --data')
     return said[-1]
 
-# %% ../../nbs/trade/54_record.ipynb #3a5ae4e9
+# %% ../../nbs/trade/54_record.ipynb #7ef00171
 def word_of(word:dict): # a Ticket or a Silence
     "A word of `said.jsonl` as what it was."
     if word['says'] == 'ticket': return ticket_of(word)
     return Silence(pd.Timestamp(word['at']), word['kind'], word['provenance'], tuple(word['reasons']), {}, tuple(word['notes']))
 
+# %% ../../nbs/trade/54_record.ipynb #3a5ae4e9
 def spoken(
     word:dict, # of `said.jsonl`
     lang:str='en', full:bool=False,
@@ -140,6 +142,7 @@ def spoken(
         more |= dict(equity=equity, qty=units(o.size_frac or 0., equity, *((o.entry_px_high,) if o.kind == 'swing' else (o.entry_limit_usd, 100))))
     return sentence(o, lang, more, full)
 
+# %% ../../nbs/trade/54_record.ipynb #aab52050
 def last_price(root) -> tuple: # (USD, when it was true) of the newest minute; (None, None) without any
     "SPY's last close in a data folder."
     for path in sorted((Path(root)/'daily_data').glob('????-??-??.csv'), reverse=True):
@@ -158,6 +161,7 @@ def now_of(
     ats = [last_price(Path(folder).parent)[1], *(pd.Timestamp(o['asof']).tz_convert(ET) for o in _log(folder).read()[-1:]), *(o['at'] for v in owner_words(folder).values() for o in v.values())]
     return max((o for o in ats if o is not None), default=pd.Timestamp(clock.now()).tz_convert(ET))
 
+# %% ../../nbs/trade/54_record.ipynb #4afbe9fc
 def screen(
     folder, # the journal's
     now:datetime, # aware

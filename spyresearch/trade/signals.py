@@ -125,6 +125,7 @@ def grounds(
                 p_raw=float(s.p_up[d]), rank=float(n.rank[0]), past_scores=_list(s.score[back.start:n.rows.start]), platt=vars(n.platt), net=_list(s.net[back]), status=[str(o) for o in s.status[back]],
                 bucket=dict(top=b.top, alpha=n.gate.rule.alpha/len(n.gate.ladders), votes=_list(b.votes), n=b.n, hits=b.hits, need=n.gate.rule.need(n.odds.breakeven)), plan=st.costs.plan) | night_of(st, p, hold, d)
 
+# %% ../../nbs/trade/48_signals.ipynb #0c09738c
 def _list(a): return [None if o != o else float(o) for o in a]
 
 def _members(st, hold, d):
@@ -133,6 +134,7 @@ def _members(st, hold, d):
     row, w = np.flatnonzero((o['day_ix'].to_numpy() == d))[-1:], getattr(ev, 'weights', {}).get(hold)
     return {k: dict(weight=float(w.loc[st.days[d], k]), q=_list(ev.q[k][row[0], HORIZONS.index(hold)])) for k in (w if w is not None and len(row) and st.days[d] in w.index else ()) if k in ev.q}
 
+# %% ../../nbs/trade/48_signals.ipynb #1e3e9d71
 def night_of(st, p, hold, d) -> dict:
     "What a night can take, and what is known of dividends and releases."
     sigma = np.array([np.nan] + [o.night_sigma if o else np.nan for o in st.plans[hold][:-1]]) # forecast at the close before

@@ -153,6 +153,7 @@ def moment(
     a, b = (o if o is None else pd.Timestamp(o).tz_convert(ET) for o in (a, b))
     return w['when'].format(day=f'{a:%Y-%m-%d}', weekday=w['days'][a.weekday()], time=f'{a:%H:%M}' + (f'-{b:%H:%M}' if b is not None else ''))
 
+# %% ../../nbs/trade/41_tickets.ipynb #7957e87d
 def told(
     w:dict, # from `words_of`
     key:str, # of a wording

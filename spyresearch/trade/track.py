@@ -56,6 +56,7 @@ def owner_words(
         if upto is None or o['at'] <= upto: out.setdefault(o['id'], {})[o['what']] = o
     return out
 
+# %% ../../nbs/trade/53_track.ipynb #0850a286
 def find(
     folder, # the journal's
     id:str, # of a ticket, or how it begins (four digits or more)
@@ -94,6 +95,7 @@ def took(
     _owner(folder).append(dict(at=at.isoformat(), what='took', id=t.id, px=float(px), qty=int(qty)))
     return t
 
+# %% ../../nbs/trade/53_track.ipynb #3c5d0aad
 def closed(
     folder, # the journal's
     id:str,
@@ -132,7 +134,7 @@ def _how(t, px):
     up, down = (t.target_px, t.stop_px) if t.kind == 'swing' else (t.take_profit_usd, t.stop_loss_usd)
     return 'target' if up is not None and px >= up else 'stopped' if down is not None and px <= down else 'timed_out'
 
-# %% ../../nbs/trade/53_track.ipynb #aeb88e21
+# %% ../../nbs/trade/53_track.ipynb #37787aec
 def _ended(folder): return Journal(Path(folder)/'outcomes.jsonl')
 SCORED = ['status', 'taken', *OUTCOME[:-1]]
 
@@ -141,6 +143,7 @@ def _kept(folder):
     when = lambda o, k: pd.Timestamp(o[k]).tz_convert(ET) if o.get(k) else None
     return {o['id']: Outcome(**{k: np.nan if o[k] is None else o[k] for k in SCORED} | dict(entry_at=when(o, 'entry_at'), exit_at=when(o, 'exit_at'), changes=tuple((s, pd.Timestamp(a), y) for s, a, y in o['changes']))) for o in _ended(folder).read()}
 
+# %% ../../nbs/trade/53_track.ipynb #aeb88e21
 def _paper(t, bars, asof, costs, dividends, chain):
     "What became of a ticket that nobody took, by `asof`; where no prices reach back to it, only time tells."
     last = t.exit_until if t.kind == 'swing' else t.time_stop
@@ -149,6 +152,7 @@ def _paper(t, bars, asof, costs, dividends, chain):
     if quotes is not None and bars.place(t.valid_from) > 0: return follow(t, bars, quotes_of(quotes, t.con_id), costs)
     return Outcome('timed_out' if last is not None and last <= asof else t.status)
 
+# %% ../../nbs/trade/53_track.ipynb #6c5071c8
 def followed(
     folder, # the journal's
     asof:datetime, # aware: the moment up to which the market was known
@@ -163,6 +167,7 @@ def followed(
     one = lambda t: owned(t, said[t.id], costs, paid) if t.id in said else kept[t.id] if t.id in kept else _paper(t, bars, asof, costs, paid, chain)
     return [(t, one(t)) for t in on_record(folder) if t.issued_at <= asof]
 
+# %% ../../nbs/trade/53_track.ipynb #5888102d
 def keep_outcomes(
     folder, # the journal's
     pairs:list, # from `followed`
@@ -196,6 +201,7 @@ def _score(done, rule):
     return dict(n=len(done), hits=int(sum(o.win for _, o in done)), days=e.n, rate=e.total/e.n, low=low, high=high, declared=mean(lambda t, o: t.declared_p), breakeven=mean(lambda t, o: t.breakeven_p),
                 net_bp=mean(lambda t, o: o.net_ret)*1e4, proven=bool(e.n >= rule.least and low >= need))
 
+# %% ../../nbs/trade/53_track.ipynb #14ee0cde
 def record_of(
     t, # a Ticket
     scores:dict, # from `scores`
