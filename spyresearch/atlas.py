@@ -38,7 +38,7 @@ def ticks(
 ) -> np.ndarray:
     "Round numbers within a range."
     base = 10.**math.floor(math.log10((hi - lo)/n))
-    step = base*next(k for k in (1, 2, 5, 10, 20) if k*base*n >= hi - lo)
+    step = base*next(k for k in (1, 2, 2.5, 5, 10, 20) if k*base*n >= hi - lo)
     return np.arange(ceil(lo/step - 1e-9), math.floor(hi/step + 1e-9) + 1)*step
 
 def _short(v): return f'{v + 0.:.3g}'.replace('-', '\u2212') # no negative zero
@@ -113,7 +113,7 @@ def histogram(
     lo, hi = left[0], right[-1]; at = lambda v: LEFT + (np.asarray(v) - lo)/(hi - lo)*(WIDE - LEFT - 12); top = count.max()/len(x)
     bars = ''.join(f'<path class="b" d="M{a + .4:.1f} {HIGH - LOW}V{y:.1f}H{max(b - .4, a + .8):.1f}V{HIGH - LOW}"/>' for a, b, y, c in zip(at(left), at(right), _y(count/len(x), 0, top), count) if c)
     marks = ''.join(f'<path class="m{" mid" if q == .5 else ""}" d="M{at(v):.1f} {TOP - 4}V{HIGH - LOW}"/>' for q, v in zip(MARKS, np.quantile(x, MARKS).clip(lo, hi)))
-    shares = [(_y(t, 0, top), f'{100*t:.3g}\u202f%') for t in ticks(0, top, 3)]
+    shares = [(_y(t, 0, top), f'{100*t:.3g}\u202f%') for t in ticks(0, top, 4)]
     return _plot(bars + marks, [(at(t), _short(t)) for t in (ticks(lo, hi, 5) if len(left) > 12 else (left + right)/2)], shares, title, unit or PURE, 'share of the minutes')
 
 # %% ../nbs/64_atlas.ipynb #dddcdfdf

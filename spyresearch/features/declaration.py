@@ -65,7 +65,7 @@ def broken(
 ) -> UsageError: # to be raised in its place
     "What went wrong in a feature's own code."
     at = e.__traceback__ and e.__traceback__.tb_next; file = at.tb_frame.f_code.co_filename if at else ''
-    said = (f", line {at.tb_lineno} of {'its cell' if 'ipykernel' in file else Path(file).name}" if at else '') + f': {type(e).__name__}: {e}'
+    said = (f", line {at.tb_lineno} of {'its cell' if re.search('ipykernel|ipython-input', file) else Path(file).name}" if at else '') + f': {type(e).__name__}: {e}'
     if form == 'minute': return UsageError(f'feature {f.name}: its batch form fails on a single minute{said}', 'it has no step form, so `batch` is applied to each live minute, whose values are numbers and no arrays [days, 390]',
                                            f'add a step form with @{f.name}.by_minute, or use functions that take numbers and arrays alike')
     return UsageError(f'feature {f.name}: its {form} form fails{said}', 'its own code has raised this', 'mend the formula')
