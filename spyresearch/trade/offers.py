@@ -33,7 +33,7 @@ def shortlist(
 ) -> pd.DataFrame: # right, expiry (date), strike, con_id, bid, ask, age, sign, own, iv (annual, calendar), delta; a row a contract, reason '' or why not
     "The contracts of the nearest expiries, and which of them can be offered."
     q = rows[np.asarray(ok)].reset_index(drop=True); expiry = q['expiry'].to_numpy().astype('datetime64[D]').astype(object); near = sorted(smiles)[:EXPIRIES]
-    q = q.assign(expiry=expiry, sign=np.where(q['right'] == 'C', 1, -1))[[o in near for o in expiry]]
+    q = q.assign(expiry=expiry, sign=np.where(q['right'] == 'C', 1, -1))[np.isin(expiry, near)]
     def told(g, c):
         mid, k, s = (g['bid'] + g['ask']).to_numpy(float)/2, g['strike'].to_numpy(float), g['sign'].to_numpy()
         own = c.own(mid, k, s); sd = own*c.sd*np.interp(np.log(k/c.forward)/c.sd, c.z, c.ratio)

@@ -1,0 +1,76 @@
+"""The record of offers: nothing later than its moment is seen, outcomes ripen a session later, and no chain means no record."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spyresearch.models.experiment import evaluate
+from spyresearch.models.targets import known_close
+from spyresearch.models.races import forecast_at
+from spyresearch.models.touch import Touch
+from spyresearch.models.windows import Panel
+from spyresearch.sessions import add_sessions, session
+from spyresearch.trade import desk
+from spyresearch.trade.clock import learn_clock
+from spyresearch.trade.costs import Costs
+from spyresearch.trade.shadow import dividends_of
+from spyresearch.trade.valuation import black
+from spyresearch.tws.market import demo_tape
+
+
+def quotes_at(now, spot, clock, daily=.006):
+    out = []
+    for n in range(2):
+        e = add_sessions(now.date(), n); sd = clock.left(now.to_pydatetime(), e)**.5*daily; k = np.arange(round(spot) - 7., round(spot) + 8)
+        for right, sign in (('C', 1), ('P', -1)):
+            mid = np.maximum(black(spot, k, sd, sign), sign*(spot - k))
+            out.append(pd.DataFrame(dict(expiry=e.isoformat(), right=right, strike=k, con_id=(10**4*n + 10*k + (sign > 0)).astype('int64'), bid=np.maximum((mid - .01).round(2), 0), ask=(mid + .01).round(2), spot=spot, age=.5)))
+    rows = pd.concat(out); return rows.set_axis(pd.DatetimeIndex([now]*len(rows), name='Datetime'))
+
+
+@pytest.fixture(scope='module')
+def market():
+    tape = demo_tape(days=85); panel = Panel.from_bars(tape.bars['TRADES', '1 min'], tape.dividends.to_dict(), 'simulated:demo'); ev = evaluate(panel, 'har,const')
+    d = len(panel) - 2; s, px = session(panel.days[d]), known_close(panel)[d]; clock = learn_clock(panel, s.open.to_pydatetime(), dividends_of(panel))
+    chain = pd.concat([quotes_at(s.open + pd.Timedelta(minutes=m + 1), px[m], clock) for m in range(120, s.n_minutes - 1)])
+    return panel, ev, d, chain, clock
+
+
+@pytest.fixture(scope='module')
+def record(market):
+    panel, ev, d, chain, _ = market
+    return desk.on_record(panel, ev, lambda day: chain if day == panel.days[d] else None)
+
+
+def test_every_moment_with_a_chain_is_on_record_and_none_without(market, record):
+    panel, ev, d, chain, _ = market
+    assert len(record) > 10 and {o.day for o in record.moments} == {d} and all((o.minute + 1) % desk.EVERY == 0 and o.minute >= 120 for o in record.moments)
+    assert desk.on_record(panel, ev, lambda day: None) is None and desk.on_record(panel, ev, lambda day: chain.iloc[:0]) is None
+    holes = chain[abs(chain.index.minute % 30 - 15) < 5]; some = desk.on_record(panel, ev, lambda day: holes if day == panel.days[d] else None)
+    assert 0 < len(some) < len(record) and {o.minute for o in some.moments} < {o.minute for o in record.moments}
+
+
+def test_a_moment_is_the_same_when_the_day_ends_there(market, record):
+    "Bars and quotes after the moment are gone, and the forecasts with them: the offer does not change."
+    panel, ev, d, chain, clock = market; w = panel.windows(); sigma = forecast_at(ev, w); old = w.day < d; touch = Touch().fit(w[old], sigma[old])
+    for o in record.moments[::4]:
+        at = o.look.at; rows = np.flatnonzero((w.day == d) & (w.minute == o.minute))
+        gone = {k: np.where((np.arange(len(panel))[:, None] > d) | (np.arange(len(panel))[:, None] == d) & (np.arange(390)[None] > o.minute), np.nan, getattr(panel, k)) for k in ('open', 'high', 'low', 'close')}
+        cut = replace(panel, **gone); blind = np.where((w.day > d)[:, None] | (w.day == d)[:, None] & (w.minute > o.minute)[:, None], np.nan, sigma)
+        again, = desk.day_moments(cut, d, rows, w.minute, blind, chain[chain.index <= at], touch, clock, Costs())
+        assert again.offer == o.offer and again.look.iv_ratio == o.look.iv_ratio and [f for f, _ in again.look.finds] == [f for f, _ in o.look.finds]
+
+
+def test_the_shadow_is_what_was_followed(record):
+    s = record.shadow; m = [o for o in record.moments if o.offer]
+    assert len(s) == len(m) and (s.ripe == s.day + 1).all() and (s.start < s.end).all() and (np.diff(s.start) > 0).all()
+    assert np.array_equal(s.net, [o.outcome.net_ret for o in m], equal_nan=True) and np.allclose(s.score, [o.offer.p_win for o in m])
+    assert all(np.isnan(o.outcome.net_usd) or o.outcome.entry_px <= o.offer.limit_usd + 1e-9 for o in m)
+    assert np.isfinite(s.net).sum() >= 3 and set(s.status[np.isfinite(s.net)]) <= {'target', 'stopped', 'timed_out'}
+
+
+def test_the_record_is_the_same_again(market, record):
+    panel, ev, d, chain, _ = market
+    again = desk.on_record(panel, ev, lambda day: chain if day == panel.days[d] else None)
+    assert [o.offer for o in again.moments] == [o.offer for o in record.moments]
