@@ -237,3 +237,13 @@ def test_a_data_folder_brings_no_code(spy, root):
     manifest.write_text(json.dumps(m | dict(own=[dict(file=str(root/'mine.py'), columns=['my_range'], sha256=hashlib.sha256(MINE.encode()).hexdigest())])))
     code, said = spy('prepare', '--data', root)
     assert code == 3 and 'lies in the data folder' in said and 'my_range' not in REGISTRY
+
+
+def test_a_live_day_has_own_columns_too(spy, tmp_path):
+    "Given once, to the live run itself; the next one finds them, or says which file is gone."
+    (tmp_path/'mine.py').write_text(MINE); root = tmp_path/'data'
+    go = ['live', '--sessions', 10, '--days', 3, '--no-options', '--data', root, '--asof']
+    assert spy(*go, '2025-12-05T15:55', '--until', '15:57', '--features', tmp_path/'mine.py')[0] == 0
+    assert header(root)[-1] == header(root, DAYS[-2])[-1] == 'my_range' and (root/'daily_data'/f'{LAST}.csv').read_text().splitlines()[-1].split(',')[-1]
+    (tmp_path/'mine.py').unlink(); code, said = spy(*go, '2025-12-05T15:57', '--until', '15:58')
+    assert code == 3 and f"{tmp_path/'mine.py'} is not there" in said and header(root)[-1] == 'my_range'
