@@ -158,14 +158,12 @@ def race_words(
     t:dict, # the object `touch` of an Evaluation JSON
 ) -> str:
     "Whom the paths beat, how far their chances are off, and whether they contradict each other."
-    limits = t['limits']; n = len(limits)
-    def beaten(k, s): return [HORIZONS[h] for h, o in limits.items() if (at(o, 'dm_t', s, k) or 0) > 2]
-    def against(k):
-        both = beaten(k, 'brier'), beaten(k, 'log_loss'); lost = [HORIZONS[h] for h, o in limits.items() if (at(o, 'dm_t', 'brier', k) or 0) < -2]
-        return f"{RIVALS[k]} by Brier at {len(both[0])} and by log loss at {len(both[1])} of {n} limits" + (f", and lose to it at {', '.join(lost)}" if lost else '')
+    limits = t['limits']
+    def where(k, sign): return ', '.join(HORIZONS[h] for h, o in limits.items() if sign*(at(o, 'dm_t', 'brier', k) or 0) > 2)
+    def against(k): won, lost = where(k, 1), where(k, -1); return (f'better than {RIVALS[k]} at {won}' if won else f'at no limit shown to be better than {RIVALS[k]}') + (f' and worse at {lost}' if lost else '')
     gap = np.mean([o['ece_pp']['paths'] for o in limits.values()]); wrong = t['out_of_order']['paths']
     order = 'no answer contradicts itself' if not wrong else f'{wrong:,} of {t["n_origins"]:,} answers contradict themselves'
-    return f"With t above 2, paths beat {against('closed')}; {against('base')}. What they declare is {gap:.1f} points off on average; {order}."
+    return f"By Brier loss, with t above 2, paths are {against('closed')}; they are {against('base')}. What they declare is {gap:.1f} points off on average; {order}."
 
 # %% ../nbs/60_report.ipynb #c978d002
 def touch(
@@ -177,9 +175,9 @@ def touch(
     L = {h: t['limits'][h] for h in HORIZONS if h in t['limits']}
     rows = [[Markup(f'{HORIZONS[h]}<small>{o["n_origins"]:,} origins</small>'), *(c for s in ('brier', 'log_loss') for c in (num(o[s]['paths'], '.4f'), *(skill(_lost(o, s), k) for k in RIVALS)))] for h, o in L.items()]
     right = [[HORIZONS[h], *(num(o['ece_pp'][k], '.2f') for k in ('unbent', 'paths')), *(_off(o, k) for k in ('unbent', 'paths'))] for h, o in L.items()]
-    lead = tag('p', tag('b', race_words(t)), f" {t['n_origins']:,} origins on {t['n_days']:,} full sessions, every {t['every_min']} minutes; 36 pairs of levels each, told in the volatility that {t['scale']} forecast.")
+    lead = tag('p', tag('b', race_words(t)), f" {t['n_origins']:,} origins on {t['n_days']:,} full sessions, every {t['every_min']} minutes; 36 pairs of levels each, told in the volatility that {'the system' if t['scale'] == at(ev, 'models', 'system') else t['scale']} forecast.")
     return together([lead, tag('div', table(['within', *(x for s in ('Brier', 'log loss') for x in (s, *(f'against {o}, %' for o in RIVALS.values())))], rows, 'paths: what is saved in percent (t), and its 95 % interval'), cls='tight'),
-        _race_charts(L), tag('div', table(['within', 'declared against realised, points: before', 'after', 'touched too often (+) or too rarely, worst hour: before', 'after'], right, 'before and after the clock is corrected by matured outcomes'), cls='tight')])
+        _race_charts(L), tag('div', table(['within', 'chances off, points: before', 'after', 'touches declared less those that came, worst hour: before', 'after'], right, 'before and after the clock is corrected by matured outcomes'), cls='tight')])
 
 def _race_charts(L):
     "Declared against realised by limit, and skill with its interval."

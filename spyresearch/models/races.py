@@ -122,8 +122,8 @@ class Races:
 
 def answers(past, sigma, minute, bend, base) -> dict: # name -> float32 [M, 6, 6, 5, 3]
     "What every model says; `past` holds the fitted paths and mixture."
-    paths, direct = past; said = dict(paths=paths.bend(bend), unbent=paths, direct=direct)
-    out = {k: o.probabilities(sigma, minute) for k, o in said.items()} | dict(closed=closed_form(sigma, minute), base=base[half(minute)])
+    paths, direct = past; unbent = paths.probabilities(sigma, minute); straight = (bend == STRAIGHT).all()
+    out = dict(paths=unbent if straight else paths.bend(bend).probabilities(sigma, minute), unbent=unbent, direct=direct.probabilities(sigma, minute), closed=closed_form(sigma, minute), base=base[half(minute)])
     return {k: out[k].astype(np.float32) for k in NAMES}
 
 # %% ../../nbs/models/55_races.ipynb #651c3df2
