@@ -190,7 +190,7 @@ def test_a_ticket_says_the_same_numbers_times_and_contracts_in_both():
     assert 'SPY 2026-03-10 605 C' in en and 'SPY 2026-03-10 605 C' in zh and '看涨期权' in zh
 
 
-@pytest.mark.parametrize('state', ['waiting', 'buy', 'above', 'below', 'missed', 'hold', 'sell: target', 'sell: stopped', 'sell: timed_out', 'unknown'])
+@pytest.mark.parametrize('state', ['waiting', 'buy', 'above', 'below', 'missed', 'hold', 'shut', 'sell: target', 'sell: stopped', 'sell: timed_out', 'unknown'])
 def test_every_state_has_words(state):
     now = session(DAYS[6]).open; en, zh = (swing.state_words(ticket(), state, now, 601.25, o) for o in ('en', 'zh'))
     assert en and zh and numbers(en) == numbers(zh)
@@ -202,7 +202,7 @@ def test_a_state_never_says_buy_outside_window_and_range(px, m, filled):
     t = ticket(); now = t.entry_from + pd.Timedelta(minutes=m)
     s = swing.state_of(t, now, px, now, filled)
     assert (s == 'buy') == (not filled and t.entry_from <= now < t.entry_until and t.entry_px_low <= px <= t.entry_px_high)
-    assert swing.state_of(t, now, px, now - pd.Timedelta(minutes=3), filled) in ('unknown', 'waiting', 'missed', 'sell: timed_out')
+    assert swing.state_of(t, now, px, now - pd.Timedelta(minutes=3), filled) in ('unknown', 'waiting', 'missed', 'shut', 'sell: timed_out')
 
 
 def test_notes_that_are_said_have_words():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SESSIONS', 'ENTRY', 'EXIT', 'LOT', 'STALE', 'Plan', 'quantile', 'plan', 'Odds', 'odds', 'View', 'view_of', 'weigh',
-           'facts_of', 'decide', 'night_tail', 'gap_usd', 'state_of', 'state_words']
+           'facts_of', 'decide', 'night_tail', 'gap_usd', 'state_of', 'is_open', 'state_words']
 
 # %% ../../nbs/trade/42_swing.ipynb #4ade6a21
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from datetime import date
 import numpy as np
 import pandas as pd
 
-from ..core import ModelError
+from ..core import ET, ModelError
 from ..models.confidence import Gate, Platt, Verdict, judge
 from ..models.direction import NOVEL
 from ..models.targets import QUANTILES
-from ..sessions import add_sessions, next_session, session
+from ..sessions import add_sessions, is_session, next_session, session
 from .costs import Costs
 from .risk import size_frac
 from .tickets import Silence, Ticket, UNKNOWN_EVENTS, issue, moment, told, words_of
@@ -183,14 +183,20 @@ def state_of(
     px:float|None=None, # SPY's last price, USD
     px_at:pd.Timestamp|None=None, # when it was traded
     filled:bool=False, # is it held?
-) -> str: # waiting, buy, above, below, missed, hold, sell: target, sell: stopped, sell: timed_out, unknown
+) -> str: # waiting, buy, above, below, missed, hold, shut, sell: target, sell: stopped, sell: timed_out, unknown
     "What to do with a swing now."
     known = px is not None and px > 0 and px_at is not None and now - px_at <= STALE
     if filled and now >= t.exit_from: return 'sell: timed_out'
+    if filled and not is_open(now): return 'shut'
     if filled: return 'unknown' if not known else 'sell: stopped' if px <= t.stop_px else 'sell: target' if px >= t.target_px else 'hold'
     if now < t.entry_from: return 'waiting'
     if now >= t.entry_until: return 'missed'
     return 'unknown' if not known else 'above' if px > t.entry_px_high else 'below' if px < t.entry_px_low else 'buy'
+
+def is_open(now:pd.Timestamp) -> bool: # aware
+    "Does the exchange trade at a moment?"
+    day = now.tz_convert(ET).date()
+    return is_session(day) and session(day).open <= now < session(day).close
 
 def state_words(
     t, # a swing ticket
