@@ -11,7 +11,7 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
 
 # %% ../nbs/66_cli.ipynb #46ea9e6f
 try:
-    import json, os, signal, sys
+    import json, os, signal, sys, warnings
     from contextlib import suppress
     from datetime import date
     from functools import cache
@@ -466,7 +466,7 @@ def bench(only: _opt(Optional[list[str]], '--only', 'A benchmark by name. May be
 def main(args=None):
     "The console script."
     came, args = heed(), sys.argv[1:] if args is None else args
-    debug = '--debug' in args
+    debug, warnings.formatwarning = '--debug' in args, lambda message, *_, **__: f'{message}\n' # a notice, without the line of code it came from
     code = outcome(lambda: app([o for o in args if o != '--debug'], prog_name='spy', standalone_mode=False), debug)
     sys.exit(128 + came[0] if came and code in (0, 130) else code)
 
