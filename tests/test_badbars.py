@@ -1,4 +1,6 @@
 """Bars that are wrong: every kind has one named consequence, live and in history alike, and no true bar is taken for one."""
+import subprocess
+import sys
 import warnings
 from datetime import date, datetime, timedelta, timezone
 
@@ -278,3 +280,13 @@ def test_a_cell_that_no_record_has_is_named(spy, tmp_path, column, value, says):
     df = spy.head(9).copy(); df.iloc[3, df.columns.get_loc(column)] = value
     with pytest.raises(DataError, match=says): read(df, tmp_path/'a.parquet')
     with pytest.raises(DataError, match=says): compute(df, NAMES)
+
+
+def test_what_a_file_loses_is_said_by_every_command_that_reads_it(tmp_path):
+    "The file is read by the replay server, a process of its own: its notice reaches the person, and no error is taken for it."
+    df = made([date(2025, 12, 1), date(2025, 12, 2)]); early = df.iloc[:5].set_axis(df.index[:5] - pd.Timedelta(hours=2)); path = tmp_path/'early.parquet'; pd.concat([early, df]).to_parquet(path)
+    spy = lambda *a: subprocess.run([sys.executable, '-m', 'spyresearch.cli', *a], capture_output=True, text=True, timeout=120)
+    done = spy('history', '--bars', str(path), '--data', str(tmp_path/'data'), '--days', '2')
+    assert done.returncode == 0 and '5 rows' in done.stderr and 'outside regular hours left out' in done.stderr and 'UserWarning' not in done.stderr and 'notice:' not in done.stderr
+    (tmp_path/'bad.parquet').write_bytes(b'no'); both = spy('history', '--bars', str(path), '--bars', str(tmp_path/'bad.parquet'), '--data', str(tmp_path/'other'), '--days', '2')
+    assert both.returncode == 3 and both.stderr.splitlines()[-3].endswith('bad.parquet: cannot be read')
