@@ -113,7 +113,7 @@ class Backtest:
     doubts: dict = field(default_factory=dict)
 
 # %% ../../nbs/trade/46_backtest.ipynb #8722f951
-OPTION_NOTE = 'option tickets are listed, not scored: bars hold no option quotes'
+OPTION_NOTE = 'option tickets are followed at recorded quotes and listed; they are no part of the equity: the recorded days are too few for that'
 
 def _notes(pairs, skipped):
     "What a reader of the tables would not guess."
@@ -124,11 +124,11 @@ def _within(at, g, on):
     day = pd.to_datetime(pd.Series(list(at), dtype=object), utc=True).dt.tz_convert(ET).dt.date
     return day.isin({d for d, o in zip(g.days, on) if o}).to_numpy()
 
-def _settled(issued, g, on, costs, dividends):
-    "(ticket, outcome) of every ticket that may be entered on a scored day, in time order; options stay armed."
+def _settled(issued, g, on, costs, dividends, quoted=None):
+    "(ticket, outcome) of every ticket that may be entered on a scored day, in time order; options as they were followed at quotes (`quoted`, id -> Outcome), armed without any."
     bars, mine = line(g), _within([t.valid_from for t in issued], g, on)
     inside = sorted((t for t, ok in zip(issued, mine) if ok), key=lambda t: pd.Timestamp(t.issued_at))
-    return [(t, settle(t, bars, costs, dividends=dividends or {}) if t.kind == 'swing' else Outcome('armed')) for t in inside]
+    return [(t, settle(t, bars, costs, dividends=dividends or {}) if t.kind == 'swing' else (quoted or {}).get(t.id, Outcome('armed'))) for t in inside]
 
 # %% ../../nbs/trade/46_backtest.ipynb #ab91bcaa
 def _said(signals, issued, silences):
@@ -214,7 +214,8 @@ def backtest(
     costs = costs or Costs()
     with stopwatch() as w:
         (g, on), (issued, mute) = scored_span(as_grid(panel), scored), _said(signals, issued, silences)
-        pairs, sky = _settled(issued, g, on, costs, dividends), regimes(g, on, dividends)[on]
+        quoted = {t.id: o for t, o in getattr(signals, 'tickets', ()) if t.kind == 'option'}
+        pairs, sky = _settled(issued, g, on, costs, dividends, quoted), regimes(g, on, dividends)[on]
         orders = {'swing': lambda m: ticket_legs(pairs, g, m, costs, dividends), 'intraday': lambda m: []}
         for name in BENCHMARKS: orders[name] = lambda m, p=rule(name, g, dividends): legs(late(p, g, m), g, on)
         booked = {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OLDEST', 'N', 'EVERY', 'stood', 'paths_now', 'Moment', 'plan_of', 'is_asked', 'Record', 'shadow_of', 'day_moments',
-           'on_record']
+           'on_record', 'chains_of']
 
 # %% ../../nbs/trade/52_desk.ipynb #328b8213
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import quiet
+from ..features.recorded import CHAINS
 from ..models.races import forecast_at
 from ..models.targets import known_close
 from ..models.touch import LEAST, Touch, unit
@@ -25,6 +26,7 @@ from .offers import Look, look, offer
 from .search import EXITS, Paths
 from .shadow import Shadow, dividends_of
 from .tickets import Outcome, Ticket, line
+from ..tws.chain import chain_file, read_chain_day
 
 # %% ../../nbs/trade/52_desk.ipynb #423230d3
 OLDEST = pd.Timedelta(minutes=1)
@@ -130,3 +132,8 @@ def on_record(
         if len(rows): moments += day_moments(panel, d, rows, w.minute, sigma, chain, Touch().fit(w[old], sigma[old]), learn_clock(panel, session(panel.days[d]).open.to_pydatetime(), dividends_of(panel)), costs)
         progress(k + 1, len(chains), 'options')
     return Record(moments, shadow_of(moments), panel.days) if moments else None
+
+# %% ../../nbs/trade/52_desk.ipynb #555c6690
+def chains_of(store) -> callable: # day -> its recorded chain, or None
+    "The chains of a data folder; a file that does not count is a `DataError`."
+    return lambda day: read_chain_day(store.root/CHAINS, day) if chain_file(store.root/CHAINS, day) else None
