@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
            'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features', 'Json',
-           'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'write_json', 'say', 'outcome', 'heed',
-           'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate', 'backtest', 'models',
-           'promote', 'rollback', 'tickets', 'live', 'record', 'replay', 'docs', 'drill', 'test', 'bench', 'main']
+           'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'Lang', 'Id', 'Px', 'At', 'write_json', 'say',
+           'outcome', 'heed', 'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate',
+           'backtest', 'models', 'promote', 'rollback', 'tickets', 'took', 'closed', 'explain', 'live', 'record',
+           'replay', 'docs', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/66_cli.ipynb #46ea9e6f
 try:
@@ -21,7 +22,7 @@ try:
     import typer
     from typer.exceptions import TyperException
 
-    from spyresearch.core import CheckFailed, DataError, NothingToDo, SpyError, UsageError, atomic_write, bar_progress, parse_asof
+    from spyresearch.core import CheckFailed, DataError, NothingToDo, RealClock, SpyError, UsageError, atomic_write, bar_progress, parse_asof
 except KeyboardInterrupt: raise SystemExit(130) from None # Ctrl-C right at the start
 
 # %% ../nbs/66_cli.ipynb #6af73ea9
@@ -273,8 +274,14 @@ def _span(first, last):
 
 def _sentences(folder):
     "What was said last, a sentence each."
-    from spyresearch.trade.record import latest
-    return [o['sentence'] for o in latest(Path(folder)/'journal')['words']]
+    from spyresearch.trade.record import latest, spoken
+    return [spoken(o, _lang()) for o in latest(Path(folder)/'journal')['words']]
+
+def _lang(given=None):
+    "The language that was asked for, or the system's where there is a wording in it."
+    from locale import getlocale
+    from spyresearch.trade.tickets import language, words_of
+    return words_of(given) and given if given is not None else language(os.environ, getlocale()[0])
 
 # %% ../nbs/66_cli.ipynb #18a7903e
 Members = _opt(str, '--members', 'Forecasters: fast, all, or names with commas.')
@@ -351,13 +358,52 @@ def rollback(ctx: typer.Context, why: Why = '', tws: Tws = None, bars: Bars = No
     print(f"{o['to']} serves again, in the place of {o['from']}")
 
 # %% ../nbs/66_cli.ipynb #bf4f03ba
+Lang = _opt(Optional[str], '--lang', "en or zh; the system's language by default.")
+
 @app.command()
-def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
-    "The tickets that stand after the last run, or the reasons for silence."
-    from spyresearch.trade.record import latest
-    said = latest(_stored(ctx).journal)
+def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None,
+            equity: _opt(Optional[float], '--equity', 'Equity in USD: sizes in shares or contracts too.') = None, full: _opt(bool, '--full', 'Odds, risk, dividends and record too.') = False, json_out: Json = None):
+    "The tickets that stand after the last run and what to do with them now, or the reasons for silence."
+    from spyresearch.trade.record import last_price, latest, now_of, screen
+    store = _stored(ctx); said = latest(store.journal)
     if json_out: write_json(said, json_out)
-    if json_out != '-': print(f"as of {said['asof']}", *(o['sentence'] for o in said['words']), sep='\n')
+    if json_out != '-': print(*screen(store.journal, now_of(store.journal, store.provenance or '', RealClock()), *last_price(store.root), _lang(lang), full, equity), sep='\n')
+
+# %% ../nbs/66_cli.ipynb #3bd03bd2
+Id = Annotated[str, typer.Argument(help='A ticket on record, or how its id begins.')]
+Px, At = _opt(float, '--px', 'Price in USD a share; of an option, its premium.'), _opt(Optional[str], '--at', 'When it was done: YYYY-MM-DDTHH:MM, New York; now by default.')
+
+def _noted(ctx, key, id, px, lang, at, **more):
+    "Write down what the owner says, and repeat it."
+    from spyresearch.trade import track
+    from spyresearch.trade.record import now_of
+    from spyresearch.trade.tickets import moment, told, words_of
+    w, store = words_of(_lang(lang)), _stored(ctx)
+    now = now_of(store.journal, store.provenance or '', RealClock()); when = parse_asof(at) if at else now
+    if when > now and (store.provenance or '').startswith('tws'): raise UsageError(f'--at {at} lies ahead', 'only what was done can be written down', 'say it when it is done')
+    t = getattr(track, key)(store.journal, id, px, at=when, provenance=store.provenance or '', **more)
+    said = track.owner_words(store.journal)[t.id]; o = track.owned(t, said, track.Costs(), {})
+    print(told(w, key, t, px=px, qty=said['took']['qty'], at=moment(w, said[key]['at']), **({} if key == 'took' else dict(net=o.net_usd))))
+
+@app.command()
+def took(ctx: typer.Context, id: Id, px: Px, qty: _opt(int, '--qty', 'Shares or contracts.'), at: At = None, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None):
+    "Say that a ticket was bought: it is followed at your price then."
+    _noted(ctx, 'took', id, px, lang, at, qty=qty)
+
+@app.command()
+def closed(ctx: typer.Context, id: Id, px: Px, at: At = None, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None):
+    "Say that what was bought on a ticket has been sold."
+    _noted(ctx, 'closed', id, px, lang, at)
+
+@app.command()
+def explain(ctx: typer.Context, id: Id, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None, json_out: Json = None):
+    "Rebuild a ticket from the rows that it came from, number by number; a number that comes out otherwise is marked, with status 1."
+    from spyresearch.trade.explain import chain, explained
+    store = _stored(ctx)
+    lines, odd = explained(store.journal, id, store.provenance or '', _lang(lang))
+    if json_out: write_json(dict(steps=[vars(o) | dict(differs=o.differs) for o in chain(store.journal, id)[2]]), json_out)
+    if json_out != '-': print(*lines, sep='\n')
+    if odd: raise CheckFailed(f"{len(odd)} of the ticket's numbers come out otherwise", ', '.join(odd[:6]), 'where only files differ, they have been written anew since; a number that differs rests on what was changed')
 
 # %% ../nbs/66_cli.ipynb #1afe31d5
 @app.command()
