@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
-           'Deepen', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features', 'Json',
-           'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'Lang', 'Id', 'Px', 'At', 'write_json', 'say',
-           'outcome', 'heed', 'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate',
+           'Deepen', 'Plan', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features',
+           'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'Lang', 'Id', 'Px', 'At', 'write_json',
+           'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate',
            'backtest', 'models', 'promote', 'rollback', 'tickets', 'took', 'closed', 'explain', 'live', 'record',
            'replay', 'docs', 'drill', 'test', 'bench', 'main']
 
@@ -43,6 +43,7 @@ Seed = _opt(int, '--seed', 'Seed of everything drawn at random.', min=0)
 Edge = _opt(float, '--edge', "Plant an edge of so many volatilities in the demo's market.")
 Sessions = _opt(int, '--sessions', "Sessions of minute bars in the demo's market.", min=10)
 Deepen = _opt(int, '--deepen', 'Also fetch N older sessions of 5-minute bars.', min=0)
+Plan = _opt(str, '--plan', 'Commissions: tiered or fixed.')
 Chain = _opt(Optional[Path], '--chain', 'Recorded option quotes, to serve beside --bars.')
 Quotes = _opt(Optional[Path], '--quotes', 'Quotes by the second, to serve.')
 Trades = _opt(Optional[Path], '--trades', 'Trades by the second, to serve.')
@@ -289,9 +290,9 @@ From, To = _opt(str, '--from', 'First scored day, YYYY-MM-DD; what is earlier tr
 
 @app.command()
 def run(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None,
-        days: Days = '120', asof: Asof = None, deepen: Deepen = 0, features: Features = None, members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
+        days: Days = '120', asof: Asof = None, deepen: Deepen = 0, plan: Plan = 'tiered', features: Features = None, members: Members = 'all', client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "The main job, end to end: history, day files, walk-forward verdict, tickets or reasoned silence, HTML report."
-    _execute('run', 'evaluation.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members, deepen=deepen)
+    _execute('run', 'evaluation.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members, deepen=deepen, plan=plan)
 
 @app.command()
 def train(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
@@ -311,7 +312,7 @@ def evaluate(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Dail
 
 @app.command()
 def backtest(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, reports: Reports = None, days: Days = '120', asof: Asof = None,
-             score_from: From = '', score_to: To = '', plan: _opt(str, '--plan', 'Commissions: tiered or fixed.') = 'tiered', features: Features = None, members: Members = 'all',
+             score_from: From = '', score_to: To = '', plan: Plan = 'tiered', features: Features = None, members: Members = 'all',
              client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, json_out: Json = None):
     "The rules against the noise area, buy and hold, always long and flat."
     _execute('backtest', 'backtest.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members,
