@@ -14,8 +14,8 @@ from spyresearch.sessions import session, sessions
 from spyresearch.trade import record as record_module, swing
 from spyresearch.trade.costs import Costs
 from spyresearch.trade.risk import LIMITS, WINDOWS, Account, account_blocks, account_of, counted, desk_blocks, event_near, size_frac, units
-from spyresearch.trade.tickets import COLUMNS, Outcome, REASONS, Silence, WORDS, issue, row, sentence, told
-from spyresearch.trade.track import book, closed, followed, owned, owner_words, scores, took
+from spyresearch.trade.tickets import COLUMNS, Line, Outcome, REASONS, Silence, WORDS, issue, row, sentence, told
+from spyresearch.trade.track import book, closed, followed, keep_outcomes, owned, owner_words, scores, took
 
 DAYS = sessions(pd.Timestamp('2026-03-02').date(), pd.Timestamp('2026-03-31').date())
 odds = dict(p=st.floats(0, 1), win=st.floats(1e-4, .5), loss=st.floats(1e-4, .5), tail=st.floats(1e-4, .9))
@@ -211,3 +211,33 @@ def test_notes_that_are_said_have_words():
     given_ = {v for m in (swing, signals, intraday, tickets, record_module) for k, v in vars(m).items() if k in ('UNKNOWN_EVENTS', 'LATE', 'UNKNOWN_ACCOUNT')}
     assert given_ and given_ <= set(WORDS['zh']['notes']) == set(WORDS['en']['notes'])
     assert told(WORDS['zh'], 'note', note=None) == '' and set(COLUMNS) >= {'id', 'kind'}
+
+
+def test_an_option_on_record_is_followed_at_recorded_quotes_and_scored_once(tmp_path):
+    "Bought at the ask after the trigger, sold at the bid after the exit price; without a chain there is no score; later runs need neither."
+    day = DAYS[5]; at = lambda m, s=0: session(day).open + pd.Timedelta(minutes=m, seconds=s)
+    t = ticket(kind='option', issued_at=at(1), valid_from=at(1), valid_until=at(6), right='C', expiry=str(day), strike=600., con_id=7, trigger_px=601., trigger_until=at(6), entry_limit_usd=1.3, exit_spy_px=602., stop_spy_px=598., take_profit_usd=2., stop_loss_usd=.6, time_stop=at(30))
+    book(tmp_path).append(row(t))
+    px = np.array([600., 600., 600., 601.2, 601.5, 602.4, 602.4, *[602.]*30]); m = np.array([at(i).tz_convert('UTC').as_unit('ns').value for i in range(len(px))])
+    bars = Line(m, px, px, px, px)
+    quotes = pd.DataFrame(dict(con_id=7, bid=[1.18, 1.85], ask=[1.2, 1.88], age=.1), index=pd.DatetimeIndex([at(4, 3), at(6, 3)], name='Datetime'))
+    (_, o), = pairs = followed(tmp_path, at(36), bars, chain=lambda d: quotes if d == day else None)
+    fees = Costs().options_usd(1, 1.2, 'buy', day) + Costs().options_usd(1, 1.85, 'sell', day)
+    assert (o.status, o.entry_px, o.exit_px) == ('target', 1.2, 1.85) and o.net_usd == pytest.approx(65 - fees)
+    (_, blind), = followed(tmp_path, at(36), bars)
+    assert blind.status == 'timed_out' and np.isnan(blind.net_usd)
+    keep_outcomes(tmp_path, followed(tmp_path, at(36), bars)); assert not (tmp_path/'outcomes.jsonl').exists() # no score, nothing kept
+    keep_outcomes(tmp_path, pairs); keep_outcomes(tmp_path, pairs)
+    (_, later), = followed(tmp_path, at(36) + pd.Timedelta(days=90))
+    assert later.net_usd == o.net_usd and later.changes[-1][0] == 'target' and scores([(t, later)])['option', '1d']['hits'] == 1
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=80), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_rate_of_a_bucket_counts_days(wins, a_day):
+    "Copies of a day's outcome add nothing; the bounds hold the rate; nothing is proven with fewer days than the gate asks for."
+    days = sessions(pd.Timestamp('2025-01-02').date(), pd.Timestamp('2025-12-31').date())
+    pairs = lambda n: [(SimpleNamespace(kind='swing', model='m, direction 1d of x', issued_at=session(days[i]).close, declared_p=.6, breakeven_p=.5), Outcome('target', net_usd=1. if w else -1., net_ret=.01 if w else -.01)) for i, w in enumerate(wins) for _ in range(n)]
+    one, many = (scores(pairs(n))['swing', '1d'] for n in (1, a_day))
+    assert {k: one[k] for k in ('days', 'rate', 'low', 'high', 'proven')} == {k: many[k] for k in ('days', 'rate', 'low', 'high', 'proven')} and many['n'] == a_day*len(wins)
+    assert one['low'] <= one['rate'] <= one['high'] and not (one['proven'] and (one['days'] < 30 or one['low'] < .51))
