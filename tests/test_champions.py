@@ -22,6 +22,7 @@ from spyresearch.models.baselines import Const, Har
 from spyresearch.models.champions import DAYS, FORMAT, MANIFEST, POINTER, SERVES, NotYet, alone, code_word, keep, listing, load_champion, load_model, moment, pointer, promote, promotions, renew, rollback
 from spyresearch.models.experiment import MEMBERS, train
 from spyresearch.models.forecaster import KINDS, Scaled, Targets
+from spyresearch.models.touch import Touch
 from spyresearch.models.windows import Panel
 from spyresearch.runs import gather
 from spyresearch.sessions import add_sessions, session
@@ -66,6 +67,17 @@ def refused(store, why, at=None, kind=ModelError):
     return e.value
 
 # --- what was kept
+
+def test_touch_probabilities_lie_beside_the_model_and_are_checked_with_it(place, monkeypatch):
+    store, panel, id = place; w = panel.windows(); model = load_model(store, id).model; sigma = model.sigma(w); touch = Touch().fit(w, sigma)
+    both = load_model(store, keep(model, panel, {}, store, seed=9, touch=touch)); at = np.flatnonzero((w.minute == 199) & np.isfinite(sigma[:, 3]))[-3:]
+    assert len(at) and np.array_equal(both.touch.probabilities(both.model.sigma(w[at]), w.minute[at]), touch.probabilities(model.sigma(w[at]), w.minute[at]))
+    assert load_model(store, id).touch is None
+    monkeypatch.setattr('spyresearch.models.champions.code_word', lambda o: 'another' if o is Touch else code_word(o))
+    with pytest.raises(ModelError, match='touch probabilities'): load_model(store, both.id)
+    monkeypatch.undo(); flip(store.models/both.id/'touch.npz')
+    with pytest.raises(ModelError, match='touch.npz has been changed'): load_model(store, both.id)
+
 
 def test_it_comes_back_number_for_number_and_says_what_it_is(place):
     store, panel, id = place

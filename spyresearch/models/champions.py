@@ -25,6 +25,7 @@ from ..core import ET, UTC, DataError, FolderError, ModelError, UsageError, atom
 from ..journal import Journal
 from .experiment import plain, train
 from .forecaster import KINDS, Scaled, fingerprints, load
+from .touch import Touch, load_touch
 from ..sessions import add_sessions, session
 from ..store import Store
 
@@ -101,10 +102,10 @@ def manifest_of(
     folder:Path, # with everything but the manifest
     model:Scaled, panel, metrics:dict,
     at:datetime, # aware
-    seed:int, sessions:int,
+    seed:int, sessions:int, touch:Touch|None=None,
 ) -> dict:
     "What is known about a model."
-    return dict(format=FORMAT, name=model.name, kind=type(model).__name__, code=code_word(type(model)), features=fingerprints(model.columns), provenance=panel.provenance,
+    return dict(format=FORMAT, name=model.name, kind=type(model).__name__, code=code_word(type(model)), touch=touch and code_word(type(touch)), features=fingerprints(model.columns), provenance=panel.provenance,
         first=str(panel.days[0]), last=str(panel.days[-1]), n_days=len(panel), expires=str(add_sessions(panel.days[-1], sessions)), made=at.astimezone(UTC).isoformat(timespec='seconds'),
         seed=seed, metrics=plain(metrics), data=file_hash(folder/DAYS), versions=package_versions(), git=git_revision(), files={p.name: file_hash(p) for p in sorted(folder.iterdir())})
 
@@ -137,6 +138,7 @@ def keep(
     at:datetime|None=None, # aware: the moment up to which the market was known; `moment` by default
     seed:int=0, # it was fitted with
     sessions:int=SERVES, # it may serve after its last training day
+    touch:Touch|None=None, # fitted beside it, on what was forecast for the same days
 ) -> str: # its id
     "Put a model into the store."
     data, at = learned_from(panel, store), at or moment(store)
@@ -144,8 +146,10 @@ def keep(
         for half in store.models.glob('.new-*'): shutil.rmtree(half, ignore_errors=True)
         tmp = Path(tempfile.mkdtemp(prefix='.new-', dir=store.models))
         try:
-            model.save(tmp); _proves(model, tmp, panel); atomic_write(tmp/DAYS, json.dumps(data, indent=1))
-            text = json.dumps(manifest_of(tmp, model, panel, metrics, at, seed, sessions), indent=1, allow_nan=False)
+            model.save(tmp); _proves(model, tmp, panel)
+            if touch is not None: touch.save(tmp)
+            atomic_write(tmp/DAYS, json.dumps(data, indent=1))
+            text = json.dumps(manifest_of(tmp, model, panel, metrics, at, seed, sessions, touch), indent=1, allow_nan=False)
             atomic_write(tmp/MANIFEST, text); id = f'{model.name}-{panel.days[-1]}-{_sha(text.encode())[:12]}'
             if not ID.fullmatch(id): raise UsageError(f'{model.name!r} cannot be kept', 'a model has a name of letters, digits and underscores', 'rename it')
             _place(tmp, id, store)
@@ -193,6 +197,7 @@ def unfit(
     kind, now, last = KINDS.get(m['kind']), fingerprints(m['features']), session(date.fromisoformat(m['expires'])).close
     if kind is None: return f"this version has no {m['kind']}"
     if code_word(kind) != m['code']: return f"the code of {m['name']} is not what it was trained with, under Python {m['versions']['python']}"
+    if m.get('touch') not in (None, code_word(Touch)): return 'the code of its touch probabilities is not what they were fitted with'
     if odd := [o for o, k in m['features'].items() if now.get(o) != k]: return f"{', '.join(odd[:3])}{f' and {len(odd) - 3} more' if len(odd) > 3 else ''} computed otherwise today than when it was trained"
     if m['provenance'] != store.provenance: return f"it learned from {m['provenance']}, and this folder holds {store.provenance or 'no data'}"
     if odd := [d for d, h in data.items() if h and store.raw_hash(d) not in ('', h)]: return f'the bars of {odd[0]} are no longer those it learned from'
@@ -218,6 +223,7 @@ class Kept:
     id: str
     manifest: dict
     model: Scaled
+    touch: Touch|None = None
     def __repr__(self): return f"{self.id}: {self.manifest['n_days']} days to {self.manifest['last']}, serves until {self.manifest['expires']}; {self.manifest['provenance']}"
 
 def load_model(
@@ -227,10 +233,10 @@ def load_model(
 ) -> Kept:
     "A model that has passed every check."
     m = check(store, id, at)
-    try: model = load(store.models/id)
+    try: model, touch = load(store.models/id), load_touch(store.models/id) if 'touch.json' in m['files'] else None
     except (BadZipFile, EOFError, KeyError, TypeError, AttributeError) as e: raise _refused(id, f'its numbers cannot be read: {e!r}') from e
     if (type(model).__name__, model.name) != (m['kind'], m['name']): raise _refused(id, f"it says {m['name']} and holds {model.name}")
-    return Kept(id, m, model)
+    return Kept(id, m, model, touch)
 
 # %% ../../nbs/models/51_champions.ipynb #4917f863
 POINTER, FIELDS = 'champion.json', ('n', 'act', 'when', 'who', 'why', 'from', 'to')
@@ -379,6 +385,7 @@ def renew(
     who:str='', # the command, for the journal
     always:bool=False, # train and keep one even if a champion serves
     up:bool=False, # and let it serve
+    touch:Touch|None=None, # kept beside a new one
 ) -> tuple: # the id of the model that is meant, and a sentence
     "See to it that a model can serve: the champion, or a new one."
     now, why = None, ''
@@ -386,7 +393,7 @@ def renew(
     except NotYet: now = pointer(store)['to'] # it serves a later moment
     except ModelError as e: why = f'{e.what}: {e.why}'
     if now and not always: return now, f'{now} serves'
-    name = best(ev); id = keep(train(panel, name, ev['seed']), panel, metrics_of(ev, name), store, at, ev['seed'])
+    name = best(ev); id = keep(train(panel, name, ev['seed']), panel, metrics_of(ev, name), store, at, ev['seed'], touch=touch)
     if id == now: return id, f'{id} serves; the same was trained again'
     if now and not up: return id, f'{id} is kept; {now} goes on serving, until spy models promote {id}'
     promote(store, id, why or 'as asked', who, at)
