@@ -190,9 +190,9 @@ def test_a_ticket_says_the_same_numbers_times_and_contracts_in_both():
     assert 'SPY 2026-03-10 605 C' in en and 'SPY 2026-03-10 605 C' in zh and '看涨期权' in zh
 
 
-@pytest.mark.parametrize('state', ['waiting', 'buy', 'above', 'below', 'missed', 'hold', 'shut', 'sell: target', 'sell: stopped', 'sell: timed_out', 'unknown'])
+@pytest.mark.parametrize('state', ['armed', 'limit', 'waiting', 'buy', 'above', 'below', 'missed', 'hold', 'shut', 'sell: target', 'sell: stopped', 'sell: timed_out', 'unknown'])
 def test_every_state_has_words(state):
-    now = session(DAYS[6]).open; en, zh = (swing.state_words(ticket(), state, now, 601.25, o) for o in ('en', 'zh'))
+    now = session(DAYS[6]).open; en, zh = (swing.state_words(ticket(trigger_px=600., entry_limit_usd=1.5), state, now, 601.25, o) for o in ('en', 'zh'))
     assert en and zh and numbers(en) == numbers(zh)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['standing', 'decided', 'account', 'files_of', 'record', 'latest', 'word_of', 'spoken', 'last_price', 'now_of',
-           'screen', 'on_record']
+           'option_state', 'screen', 'on_record']
 
 # %% ../../nbs/trade/54_record.ipynb #e3e593cd
 import csv
@@ -18,7 +18,7 @@ from ..core import ET, UsageError, file_hash, git_revision, is_tradable
 from ..journal import Journal
 from .costs import Costs
 from .risk import Account, account_blocks, account_of, counted, desk_blocks, units
-from .swing import state_of, state_words
+from .swing import STALE, state_of, state_words
 from .tickets import LATE, REASONS, Silence, Ticket, UNKNOWN_ACCOUNT, moment, row, sentence, told, words_of
 from .track import book, followed, keep_outcomes, on_record, owner_words, record_of, scores, sized, ticket_of
 
@@ -161,6 +161,21 @@ def now_of(
     ats = [last_price(Path(folder).parent)[1], *(pd.Timestamp(o['asof']).tz_convert(ET) for o in _log(folder).read()[-1:]), *(o['at'] for v in owner_words(folder).values() for o in v.values())]
     return max((o for o in ats if o is not None), default=pd.Timestamp(clock.now()).tz_convert(ET))
 
+# %% ../../nbs/trade/54_record.ipynb #6b46c1f6
+def option_state(
+    t, # an option ticket
+    now:pd.Timestamp, # aware
+    px:float|None=None, px_at:pd.Timestamp|None=None, # SPY's last price, USD, and when it was true
+    filled:bool=False, # is it held?
+) -> str: # armed, limit, missed, hold, sell: target, sell: stopped, sell: timed_out, unknown
+    "What to do with an option now."
+    known, way = px is not None and px_at is not None and now - px_at <= STALE, 1 if t.right == 'C' else -1
+    beyond = lambda level, side: known and level is not None and side*px >= side*level
+    if filled and now >= t.time_stop: return 'sell: timed_out'
+    if filled: return 'unknown' if not known else 'sell: stopped' if beyond(t.stop_spy_px, -way) else 'sell: target' if beyond(t.exit_spy_px, way) else 'hold'
+    if now >= t.trigger_until: return 'missed'
+    return 'limit' if t.trigger_px is None else 'armed' if known else 'unknown'
+
 # %% ../../nbs/trade/54_record.ipynb #4afbe9fc
 def screen(
     folder, # the journal's
@@ -178,5 +193,6 @@ def screen(
 
 def _now(t, mine, now, px, px_at, lang):
     "The state of a ticket, and what its owner still has to say."
-    if t.kind == 'swing': yield f'  {t.id} ' + state_words(t, state_of(t, now, px, px_at, 'took' in mine or t.status == 'filled'), now, px, lang)
+    state = state_of if t.kind == 'swing' else option_state
+    yield f'  {t.id} ' + state_words(t, state(t, now, px, px_at, 'took' in mine or t.status == 'filled'), now, px, lang)
     if 'took' in mine and now > (t.exit_until if t.kind == 'swing' else t.time_stop): yield '  ' + told(words_of(lang), 'overdue', t)
