@@ -49,7 +49,7 @@ def lines_of(
     "The chain, a line a step; `!!` marks what differs."
     show = lambda o: '' if o is None else f'{o:.6g}' if isinstance(o, float) else str(o)
     tail = lambda s: '' if s.again is None else f'  !! again: {show(s.again)}' if s.differs else '  = again'
-    return [f"{s.part:<12}{s.name:<22}{show(s.said)}{tail(s)}" + (f'  [{s.source}]' if s.source else '') for s in steps]
+    return [f"{s.part:<12}{s.name:<22} {show(s.said)}{tail(s)}" + (f'  [{s.source}]' if s.source else '') for s in steps]
 
 # %% ../../nbs/trade/55_explain.ipynb #5a569d12
 def _files(root, g):
