@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SESSION_ENDS', 'BENCHES', 'python', 'bench_start', 'plain_history', 'bench_history', 'peak_mb', 'bench_run',
-           'busy_seconds', 'bench_second', 'depth_stream', 'bench_book', 'bench_forecast', 'bench_session', 'table',
-           'run_bench']
+           'busy_seconds', 'bench_second', 'depth_stream', 'bench_book', 'bench_forecast', 'bench_networks',
+           'made_chain', 'bench_offers', 'bench_backtest', 'bench_session', 'table', 'run_bench']
 
 # %% ../nbs/63_bench.ipynb #ffcb1175
 import asyncio, os, subprocess, sys, tempfile
@@ -182,6 +182,93 @@ def bench_forecast(n):
     yield row('forecast_median', 'the same minute; median', usual)
     yield row('touch', 'the touch grid of one minute alone, nearly 800 paths twice; 99th percentile', alone)
 
+# %% ../nbs/63_bench.ipynb #6dfd1dfc
+def _untrained(panel, kind, stop):
+    "A network as `Network` keeps it, with the weights it would begin from."
+    from spyresearch.models import networks as nw
+    t = nw.taught(panel, stop); net = nw.measured(t, panel, kind, stop); model = nw.NETWORKS[kind]()
+    with nw.torch_alone(0): net |= nw.weights_of(nw.built(kind, net['columns'], 0))
+    model.params = {f'net{i}': np.frombuffer(nw.packed(net), np.uint8) for i in range(model.seeds)} | {f'then_{h}': v for h, v in nw.fits_of(panel, stop).items()}
+    return model
+
+def bench_networks(n):
+    "One minute's networks, 99th percentile."
+    from importlib.util import find_spec
+    from spyresearch.models import networks as nw
+    from spyresearch.models.bank import bank
+    from spyresearch.models.windows import Panel
+    from spyresearch.tws.market import demo_tape
+    if not find_spec('neuralforecast'): print('networks: not measured, the section deep of requirements.lock is not installed'); return
+    tape = demo_tape(days=90, older=120); panel = Panel.from_bars(tape.bars['TRADES', '1 min'], tape.dividends.to_dict(), older=tape.bars['TRADES', '5 mins']); d = 80; stop = bank(panel).first + 60
+    asked = [panel.after(d, m).windows(np.array([d]), np.array([m])) for m in range(60, 160)]
+    def ready(n=None):
+        for w in asked[:n]: bank(w.panel); yield w # measured before the clock runs
+    for kind in nw.NETWORKS:
+        model, ours, usual, theirs = _untrained(panel, kind, stop), [], [], []
+        def anew(w, model=model): nw._model.cache_clear(); nw._unpacked.cache_clear(); return model.outputs(w)
+        for _ in range(n):
+            a, said = each(model.outputs, ready()); b, again = each(anew, ready(5)); ours.append(p99(a[1:])); usual.append(float(np.median(a[1:]))); theirs.append(p99(b))
+            for x, y in zip(said, again): same(x[0], y[0], 0, 'the network built anew')
+        yield row(f'network_{kind}', f'{model.seeds} network{"s" if model.seeds > 1 else ""} of {kind} asked once; 99th percentile of {len(asked) - 1} minutes', ours, 'the same, built anew from its weights', theirs, .01)
+        yield row(f'network_{kind}_median', 'the same; median', usual)
+
+# %% ../nbs/63_bench.ipynb #40464808
+def made_chain(
+    now, # aware
+    spot:float, # USD
+    clock, # VarianceClock
+    daily:float=.0046, # volatility of a session
+) -> pd.DataFrame: # one moment in the recorder's columns
+    "Quotes of five expiries around a price."
+    from spyresearch.sessions import add_sessions
+    from spyresearch.trade.valuation import black
+    out, k = [], np.arange(round(spot) - 20., round(spot) + 21)
+    for n in range(5):
+        e = add_sessions(now.date(), n); sd = clock.left(now.to_pydatetime(), e)**.5*daily
+        for right, sign in (('C', 1), ('P', -1)):
+            mid = np.maximum(black(spot, k, sd, sign), sign*(spot - k))
+            out.append(pd.DataFrame(dict(expiry=e.isoformat(), right=right, strike=k, con_id=(10**4*n + 10*k + (sign > 0)).astype('int64'), bid=np.maximum((mid - .01).round(2), 0), ask=(mid + .01).round(2), spot=spot, age=.5)))
+    rows = pd.concat(out); return rows.set_axis(pd.DatetimeIndex([now]*len(rows), name='Datetime'))
+
+def bench_offers(n):
+    "One minute's tickets, 99th percentile."
+    from spyresearch.models import refined, touch
+    from spyresearch.models.forecaster import Targets
+    from spyresearch.models.targets import known_close
+    from spyresearch.models.windows import Panel
+    from spyresearch.sessions import session
+    from spyresearch.trade import desk, offers, search
+    from spyresearch.trade.clock import learn_clock
+    from spyresearch.tws.market import demo_tape
+    tape = demo_tape(days=100, older=130); panel = Panel.from_bars(tape.bars['TRADES', '1 min'], tape.dividends.to_dict(), older=tape.bars['TRADES', '5 mins'])
+    d = 90; w = panel.windows(); old = w.day < d; model = refined.Refined().fit(w[old], Targets.of(w)[old]); grid = touch.Touch().fit(w[old], model.sigma(w[old])); s = session(panel.days[d]); clock = learn_clock(panel, s.open.to_pydatetime())
+    def moment(m): at, px = s.open + pd.Timedelta(minutes=m + 1), float(known_close(panel)[d][m]); sigma = model.sigma(panel.windows(np.array([d]), np.array([m])))[0]; return m, at, px, sigma, made_chain(at, px, clock), float(touch.unit(sigma[None], np.array([s.n_minutes - 1 - m]))[0])
+    def whole(o): m, at, px, sigma, chain, u = o; p = desk.paths_now(grid, sigma, m, s.n_minutes - 1 - m, px); l = offers.look(at.to_pydatetime(), px, chain, clock, p, u); return p, l, offers.offer(l) if l.finds else None
+    def sixty(o): p, l, b, u = o; return search.search(p, b, u, last=offers.room(l.at))
+    def alone(o): p, l, b, u = o; return [search.search(p, b.only([k]), u, last=offers.room(l.at)) for k in range(len(b))]
+    moments, all_, part, usual, theirs = [moment(m) for m in range(60, 260, 2)], [], [], [], []
+    for _ in range(n):
+        a, said = each(whole, moments); boards = [(p, l, l.board.only(np.linspace(0, len(l.board) - 1, 60).round().astype(int)), o[-1]) for o, (p, l, _) in zip(moments, said)]
+        b, found = each(sixty, boards); c, loop = each(alone, boards[:3])
+        for x, y in zip(found, loop): same([f.score for f in x], sorted((f.score for o in y for f in o), reverse=True), 0, 'one contract after another')
+        all_.append(p99(a[1:])); usual.append(float(np.median(a[1:]))); part.append(p99(b[1:])); theirs.append(p99(c))
+    size, p = [len(l.board) for _, l, _ in said], said[0][0]
+    yield row('offers', f"one minute's tickets: paths, quotes, smiles, {round(np.mean(size))} contracts ({min(size)} to {max(size)}), the best offer; 99th percentile", all_, bound=.15)
+    yield row('offers_median', 'the same minute; median', usual)
+    yield row('search', f'the search alone: 60 contracts, {len(search.TRIGGERS)} triggers, {len(p):,} paths of {p.minutes} minutes; 99th percentile', part, 'the same, one contract after another', theirs, .15)
+
+# %% ../nbs/63_bench.ipynb #d0e0f392
+def bench_backtest(n):
+    "500 sessions of shares rules."
+    from spyresearch.bars import grid
+    from spyresearch.trade.backtest import backtest, race
+    from spyresearch.tws.market import demo_tape
+    tape = demo_tape(days=500); g = grid(tape.bars['TRADES', '1 min']); paid = tape.dividends.to_dict(); runs = [race(g, dividends=paid).set_index('engine') for _ in range(min(n, 3))]
+    if wrong := [o for t in runs for o in t.index[~t['same'].astype(bool)]]: raise CheckFailed(f'{wrong[0]} makes other trades', 'the race is void', 'compare the trades of both')
+    ours, trades = [t.loc['spyresearch', 'seconds'] for t in runs], int(runs[0].loc['spyresearch', 'trades'])
+    for o in runs[0].index[1:]: yield row('backtest' if o == 'backtesting' else f'backtest_{o}', f'{len(g.days)} sessions of the noise area, {trades:,} trades', ours, dict(backtesting='backtesting.py').get(o, o), [t.loc[o, 'seconds'] for t in runs], 5.)
+    yield row('backtest_doubted', 'every rule on the same sessions, with its doubts', timed(lambda: backtest(g, dividends=paid), min(n, 3))[0], bound=5.)
+
 # %% ../nbs/63_bench.ipynb #7f688112
 def _session(port, root):
     "Our side: (feed, growth in MB)."
@@ -237,7 +324,7 @@ def bench_session(n):
 
 # %% ../nbs/63_bench.ipynb #1e1179ee
 BENCHES = dict(start=bench_start, history=bench_history, features=bench_features, minute=bench_minute, flow=bench_flow, days=bench_days, second=bench_second, book=bench_book, forecast=bench_forecast,
-               session=bench_session, run=bench_run)
+               networks=bench_networks, offers=bench_offers, backtest=bench_backtest, session=bench_session, run=bench_run)
 
 def table(rows) -> str:
     "The rows as text."

@@ -234,15 +234,17 @@ def ledger(
 # %% ../nbs/60_report.ipynb #a6d273de
 def _if(d, part, key, v, what='net_bp_per_trade'): return next((at(o, what) for o in at(d, part) or [] if at(o, key) == v), None) # what a what-if found
 
+def _span(part): return part if part.isdigit() else f'{part} days' # a year, or days of one weather
+
 def doubt_words(
     d:dict, # `strategies[name]['doubt']` of a Backtest JSON
 ) -> str:
     "What more costs, delay, the part of the time and the order of trades do to one rule."
     real, tardy, times = _if(d, 'costs', 'times', 1), _if(d, 'delays', 'minutes', 5), at(d, 'breakeven_times')
     pays = 'loses before costs' if times is None else f'would still break even at {times:.1f} times its costs' if times >= 1 else f'earns only {100*times:.0f} % of its costs'
-    lost = [o['part'] for part in ('years', 'regimes') for o in at(d, part) or [] if (at(o, 'total_return') or 0) < 0]
+    lost = [_span(o['part']) for part in ('years', 'regimes') for o in at(d, part) or [] if (at(o, 'total_return') or 0) < 0]
     late = f'; 5 minutes late, {num(tardy, "+.1f")} bp a trade instead of {num(real, "+.1f")}' if None not in (real, tardy) else ''
-    order = f'; {100*at(d, "order", "worse"):.0f} % of random orders of its trades fall as deep as theirs did' if at(d, 'order', 'worse') is not None else ''
+    worse = at(d, 'order', 'worse'); order = '' if worse is None else f'; the order of its trades was {"lucky" if worse > .8 else "unlucky" if worse < .2 else "an ordinary one"}: {100*worse:.0f} % of random orders fall as deep'
     return f"{pays}{late}; {'a loss in: ' + ', '.join(lost) if lost else 'no part of the time with a loss'}{order}."
 
 # %% ../nbs/60_report.ipynb #2eed68ef
@@ -279,7 +281,7 @@ def doubt(
     names = list(dict.fromkeys(o['part'] for part in ('years', 'regimes') for d in D.values() for o in at(d, part) or []))
     def apart(d): found = {o['part']: o for part in ('years', 'regimes') for o in at(d, part) or []}; return [_part(found.get(o)) for o in names]
     tables = [(['net, bp a trade', 'as counted', 'costs × 0.5', '× 1.5', '× 2', '× 3', 'breaks even at costs', '1 min late', '2 min', '5 min'], strain, ''),
-        (['net, bp a trade', *(o if o.isdigit() else f'{o} days' for o in names)], apart, 'days in three equal parts by the volatility known at their open; a Sharpe ratio with its 90 % interval where the days allow one'),
+        (['net, bp a trade', *map(_span, names)], apart, 'days in three equal parts by the volatility known at their open; a Sharpe ratio with its 90 % interval where the days allow one'),
         (['deepest fall, %', 'as the trades came', 'middle of 1,000 random orders', 'worst of 20', 'orders that fall as deep, %'], fall, '')]
     return together([points([tag('b', k) + Markup(f': {doubt_words(d)}') for k, d in D.items()]), mute or '', *(tag('div', table(head, [[k, *row(d)] for k, d in D.items()], said), cls='tight') for head, row, said in tables), luck(bt)])
 

@@ -36,7 +36,7 @@ def test_absent_doubts_have_their_reason(bt):
     assert 'kept no what-ifs' in text(report.doubt(bare)) and 'the backtest kept no tries' in text(report.luck(bare | dict(best_rule=None)))
     part = copy.deepcopy(bt); d = part['strategies']['noise_area']['doubt']
     d['costs'], d['regimes'], d['order'] = [], [], dict(realised=-.01, median=None, worst=None, worse=None)
-    said = text(report.doubt(part)); assert said.count('not measured') > 5 and 'random orders of its trades' not in said and 'calm' not in said
+    said = text(report.doubt(part)); assert said.count('not measured') > 5 and 'the order of its trades' not in said and 'calm' not in said
     few = bt['best_rule'] | dict(best=None); assert ('fewer than 60 days' if few['n_rules'] else 'no try has traded') in text(report.luck(bt | dict(best_rule=few)))
 
 
