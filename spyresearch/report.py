@@ -22,6 +22,7 @@ from .models.targets import HORIZONS as SPANS, QUANTILES, last_minute
 from .page import Markup, card, esc, fold, grid, missing, num, points, table, tag, together
 from .sessions import add_sessions, session
 from .skill import calibration, coverage, ends, over_days, pinball, reliability, skill, with_errors
+from .trade.strategies import WEATHER
 from .trade.tickets import Ticket, sentence
 from .verdict import PLAIN
 
@@ -235,6 +236,7 @@ def ledger(
 def _if(d, part, key, v, what='net_bp_per_trade'): return next((at(o, what) for o in at(d, part) or [] if at(o, key) == v), None) # what a what-if found
 
 def _span(part): return part if part.isdigit() else f'{part} days' # a year, or days of one weather
+def _place(part): return next((i for i, o in enumerate(WEATHER, 1) if part.startswith(o)), 0), part # years first
 
 def doubt_words(
     d:dict, # `strategies[name]['doubt']` of a Backtest JSON
@@ -242,10 +244,10 @@ def doubt_words(
     "What more costs, delay, the part of the time and the order of trades do to one rule."
     real, tardy, times = _if(d, 'costs', 'times', 1), _if(d, 'delays', 'minutes', 5), at(d, 'breakeven_times')
     pays = 'loses before costs' if times is None else f'would still break even at {times:.1f} times its costs' if times >= 1 else f'earns only {100*times:.0f} % of its costs'
-    lost = [_span(o['part']) for part in ('years', 'regimes') for o in at(d, part) or [] if (at(o, 'total_return') or 0) < 0]
-    late = f'; 5 minutes late, {num(tardy, "+.1f")} bp a trade instead of {num(real, "+.1f")}' if None not in (real, tardy) else ''
+    lost = [_span(o['part']) for part in ('years', 'regimes') for o in at(d, part) or [] if (at(o, 'net_bp_per_trade') or 0) < 0]
+    late = f'; 5 minutes late, {num(tardy, "+.2f")} bp a trade instead of {num(real, "+.2f")}' if None not in (real, tardy) else ''
     worse = at(d, 'order', 'worse'); order = '' if worse is None else f'; the order of its trades was {"lucky" if worse > .8 else "unlucky" if worse < .2 else "an ordinary one"}: {100*worse:.0f} % of random orders fall as deep'
-    return f"{pays}{late}; {'a loss in: ' + ', '.join(lost) if lost else 'no part of the time with a loss'}{order}."
+    return f"{pays}{late}; {'a loss a trade in: ' + ', '.join(sorted(lost, key=_place)) if lost else 'no year and no weather with a loss a trade'}{order}."
 
 # %% ../nbs/60_report.ipynb #2eed68ef
 def luck(
@@ -254,8 +256,9 @@ def luck(
     "Could the best of all tries be luck?"
     b, p = at(bt, 'best_rule') or {}, {k: o for k, o in (at(bt, 'strategies') or {}).items() if k not in BENCHMARKS}
     why = 'the backtest kept no tries' if not b else 'no rule of ours and no try has traded' if not at(b, 'n_rules') else 'fewer than 60 days'
-    kept = '; '.join(f'{k} {num(at(o, "pbo"), ".2f")}' + (f' ({reason(o, "pbo")})' if at(o, 'pbo') is None else '') for k, o in p.items())
-    pbo = tag('span', ' Overfitting (PBO): ', Markup(kept), '.') if p else ''
+    told = [f'{k} {o["pbo"]:.2f}' for k, o in p.items() if at(o, 'pbo') is not None]; silent = dict.fromkeys(str(reason(o, 'pbo')) for o in p.values() if at(o, 'pbo') is None)
+    lack = [f'{", ".join(k for k, o in p.items() if at(o, "pbo") is None and str(reason(o, "pbo")) == w)} {num(None)} ({w})' for w in silent]
+    pbo = tag('span', ' Overfitting (PBO): ', Markup('; '.join(told + lack)), '.') if p else ''
     if at(b, 'best') is None: return tag('p', tag('b', 'Best of all tries: '), num(None), f' ({why}).', pbo)
     gain, white, spa = (at(b, k) for k in ('gain_bp', 'p_white', 'p_spa'))
     ruling = 'not one beat the noise area' if gain <= 0 else 'luck is a poor explanation' if max(white, spa) < .05 else 'luck can explain it'
@@ -278,7 +281,7 @@ def doubt(
     if not D: return together([tag('p', tag('b', 'No rule has traded.')) if s else tag('p', 'Doubts: not measured. No backtest was made.'), mute or '', luck(bt) if s else ''])
     def strain(d): times = at(d, 'breakeven_times'); return [*(num(_if(d, 'costs', 'times', k), '+.2f') for k in (1, .5, 1.5, 2, 3)), 'never' if times is None else f'× {times:.1f}', *(num(_if(d, 'delays', 'minutes', k), '+.2f') for k in (1, 2, 5))]
     def fall(d): return [*(num(None if (v := at(d, 'order', o)) is None else 100*v, f) for o, f in dict(realised='.1f', median='.1f', worst='.1f', worse='.0f').items())]
-    names = list(dict.fromkeys(o['part'] for part in ('years', 'regimes') for d in D.values() for o in at(d, part) or []))
+    names = sorted({o['part'] for part in ('years', 'regimes') for d in D.values() for o in at(d, part) or []}, key=_place)
     def apart(d): found = {o['part']: o for part in ('years', 'regimes') for o in at(d, part) or []}; return [_part(found.get(o)) for o in names]
     tables = [(['net, bp a trade', 'as counted', 'costs × 0.5', '× 1.5', '× 2', '× 3', 'breaks even at costs', '1 min late', '2 min', '5 min'], strain, ''),
         (['net, bp a trade', *map(_span, names)], apart, 'days in three equal parts by the volatility known at their open; a Sharpe ratio with its 90 % interval where the days allow one'),
