@@ -159,3 +159,14 @@ def test_a_trained_model_goes_on_where_it_was_saved(demo, tmp_path):
     evaluate(panel, 'fast', ledger=ledger); evaluate(panel, 'fast', ledger=Ledger(tmp_path/'ledger.jsonl'))
     assert len(ledger) == 4 == len(experiment.SETS['fast'])
     assert len(origins(panel.n)[0]) > 8000
+
+@pytest.mark.filterwarnings('error')
+def test_a_fold_in_which_nothing_happens_is_not_scored_and_does_no_harm(demo):
+    "The market stands still for a month: nothing is known of it, nobody is judged by it, and what comes after is as good as before."
+    days = sorted(set(demo.index.date)); still, after = (np.isin(demo.index.date, o) for o in (days[64:85], days[85:])); bars = demo.copy(); px = ['open', 'high', 'low', 'close']
+    bars.loc[still, px] = last = bars['close'][demo.index.date == days[63]].iloc[-1]; bars.loc[after, px] *= last/demo['close'][demo.index.date == days[84]].iloc[-1]
+    ev, j = evaluate(Panel.from_bars(bars), 'const,tod,ewma_diurnal,har'), HORIZONS.index('30'); o, q = ev.origins.day_ix.to_numpy(), ev.q[ev.system][:, HORIZONS.index('30')]
+    quiet = (o >= 66) & (o < 84); assert np.isnan(ev.sigma['har'][quiet, j]).all() and np.isnan(ev.loss('har', '30')[66:84]).all()
+    assert np.isfinite(q[o > 88]).any() and all(not np.isinf(ev.loss(k, h)).any() for k in (ev.system, *ev.members) for h in HORIZONS)
+    assert np.nanmean(ev.loss(ev.system, '30')) < np.nanmean(ev.loss('const', '30')) and (ev.weights['30'].sum(axis=1) - 1).abs().max() < 1e-9
+    with pytest.raises(ModelError, match='residuals'): evaluate(Panel.from_bars(bars), 'har,scale')

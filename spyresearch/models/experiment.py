@@ -58,7 +58,7 @@ def weights(
 ) -> np.ndarray: # [D, K], rows sum to one
     "How much each candidate counts, from its losses on the days before."
     ok = np.isfinite(loss).all(1)[:, None]; known = np.arange(len(loss)) - lag
-    excess = np.where(ok, loss, 1)/np.where(ok, loss, 1).mean(1, keepdims=True) - 1
+    mean = np.where(ok, loss, 1).mean(1, keepdims=True); excess = np.where(ok, loss, 1)/np.where(mean > 0, mean, 1) - (mean > 0)
     total = np.where(known[:, None] >= 0, excess.cumsum(0)[np.maximum(known, 0)], 0)
     w = np.exp(-rate*(total - total.min(1, keepdims=True))); w /= w.sum(1, keepdims=True)
     w[w < SMALL] = 0
