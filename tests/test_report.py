@@ -120,8 +120,9 @@ def test_money_is_doubted_unasked(finished):
     "Costs, delay, parts of the time, order and tries stand after what was earned; options say why they were not measured."
     page, name = finished[0].report.read_text(encoding='utf-8'), finished[0].manifest['run']
     if name not in ('run', 'backtest'): assert 'How far to doubt it' not in page; return
-    places = [page.index(o) for o in (dict(run='What the rules would have earned', backtest='Equity and drawdown')[name], 'How far to doubt it', 'breaks even at costs', '5 min</th>', 'wild days', 'orders that fall as deep', 'White', 'Options: the best offer', 'No chain was recorded in this folder')]
-    assert places == sorted(places) and page.count('How far to doubt it') == 1
+    money, place = page[page.index(dict(run='What the rules would have earned', backtest='Equity and drawdown')[name]):], 0
+    for o in ('How far to doubt it', 'breaks even at costs', '5 min</th>', 'wild days', 'orders that fall as deep', 'Best of ', 'Options: the best offer', 'No chain was recorded in this folder'): place = money.index(o, place)
+    assert page.count('How far to doubt it') == 1
 
 
 def test_a_table_of_members_is_read_on_a_phone(finished, browser):
