@@ -83,8 +83,8 @@ def test_a_wick_that_no_market_makes_is_a_slip_too(spy):
 
 
 def test_what_a_market_might_do_stays_and_is_listed(spy):
-    "1 % for a minute, a wick of 5 %: no rule of the exchange excludes it, so it is computed with and shown."
-    for by in (dict.fromkeys(OHLC, 1.01), dict(high=1.05)):
+    "1 % for a minute, a wick of 4 %: no rule of the exchange excludes it, so it is computed with and shown."
+    for by in (dict.fromkeys(OHLC, 1.01), dict(high=1.04)):
         bad = spy.copy(); i = at(bad, 100)
         for o, k in by.items(): bad.iloc[i, bad.columns.get_loc(o)] *= k
         assert bad_bars(bad) == {} and [*bad.index[bad_prints(bad)]] == [bad.index[i]]
@@ -158,15 +158,54 @@ def test_a_restart_in_mid_session_judges_the_same(spy):
     assert c.ok and (c.table['only_one'] == 0).all()
 
 
+@pytest.mark.parametrize('k', [1.11, 1.15, 1.29, .9, .8])
+@pytest.mark.parametrize('n', [1, 2, 4])
+def test_wrong_first_bars_cost_themselves_alone(spy, k, n):
+    "An open that is far from the evening before is believed when it stands, and here it does not."
+    bad = times(spy, slice(at(spy, 0), at(spy, n)), k)
+    assert set(bad_bars(bad)) == set(spy.index[at(spy, 0):at(spy, n)])
+
+
+@pytest.mark.parametrize('k', [1.07, 1.2, .93])
+def test_a_level_that_was_believed_and_left_again_costs_no_good_bar(spy, k):
+    bad = times(spy, slice(at(spy, 120), at(spy, 130)), k)
+    assert set(bad_bars(bad)) == set(spy.index[at(spy, 120):at(spy, 124)]) # ten wrong bars that agree: from the fifth on they are a level
+
+
+def test_one_minute_six_percent_off_is_no_market(spy):
+    for m, k in ((100, 1.06), (200, .94), (364, 1.08)): assert set(bad_bars(times(spy, at(spy, m), k))) == {spy.index[at(spy, m)]}
+    assert not bad_bars(times(spy, at(spy, 5), 1.08)) # where the bands are wide it might be one
+
+
+def test_a_split_is_dated_though_its_first_bar_was_not_adjusted(spy):
+    bad = times(spy, slice(at(spy, 1), None), .5)
+    with pytest.raises(DataError, match=f'{DAY} opened.*2-for-1') as e: grid(bad)
+    assert f'before {DAY} by 1/2' in str(e.value)
+
+
+def test_all_sessions_in_cents_are_named(spy):
+    days = sorted(set(spy.index.date)); k = days.index(DAY); end = days[k + 1]
+    with pytest.raises(DataError, match='another unit') as e: grid(times(spy, slice(at(spy, 0), at(spy, 0, end) + 390), 100.))
+    assert f'divide the prices of {DAY} to {end} by 100' in str(e.value)
+
+
+@pytest.mark.parametrize('off', [-60, -30, 60, 59, 6])
+def test_times_of_another_zone_are_refused(tmp_path, off):
+    df = made(sessions(date(2025, 12, 1), date(2025, 12, 5))); df.index = df.index + pd.Timedelta(minutes=off); df.to_parquet(tmp_path/'x.parquet')
+    with pytest.raises(DataError, match=f'every time is {abs(off)} minutes too {"early" if off < 0 else "late"}'): read_bars(tmp_path/'x.parquet')
+
+
 # -- halts, gaps, holes
 
 def walk(w, *rows): return [w.sees(d, m, linked, *[float(px)]*4) for d, m, linked, px in rows]
 
 def test_what_a_market_may_do_is_believed():
     d, e = date(2020, 3, 16), date(2020, 3, 17)
-    assert walk(Watch(), (d, 0, True, 270), (d, 1, True, 251), (d, 16, True, 230), (d, 17, True, 246)) == [True]*4 # a level-1 halt, and a reopening 8 % lower
-    assert walk(Watch(), (d, 0, True, 270), (d, 30, True, 216)) == [True]*2 # 20 % over a hole
-    assert walk(Watch(), (d, 389, True, 270), (e, 0, True, 216)) == [True]*2 # 20 % overnight
+    assert walk(Watch(), (d, 0, True, 270), (d, 1, True, 251), (d, 16, True, 230), (d, 17, True, 239)) == [True]*4 # a level-1 halt, and a reopening 8 % lower
+    fell = [(e, m, True, 216) for m in range(6)]
+    assert walk(Watch(), (d, 389, True, 270), *fell) == [True] + [False]*4 + [True]*2 # 20 % overnight, once it stands
+    assert walk(Watch(), (d, 0, True, 270), *((d, 30 + m, True, 216) for m in range(6))) == [True] + [False]*4 + [True]*2 # and over a hole
+    assert walk(Watch(), (d, 389, True, 270), (e, 0, True, 248)) == [True]*2 # 8 % overnight, at once
     assert walk(Watch(), (d, 389, True, 270), (e, 0, False, 500)) == [True]*2 # over a longer gap
     assert walk(Watch(), *((d, m, True, 270 if m == 0 else 235) for m in range(8))) == [True] + [False]*4 + [True]*3 # believed when it stands
 
@@ -185,7 +224,7 @@ def test_a_price_that_is_none_is_never_the_measure():
 
 
 @settings(max_examples=60, deadline=None)
-@given(slips=st.dictionaries(st.integers(0, 389*3), st.sampled_from([100., 10., 3., .3, .1, .01]), max_size=6))
+@given(slips=st.dictionaries(st.integers(0, 389*3), st.sampled_from([100., 10., 3., 1.15, .85, .3, .1, .01]), max_size=6))
 def test_stream_and_history_leave_out_the_same(slips):
     "Single slips anywhere in three sessions, neighbours among them."
     days = sessions(date(2026, 3, 25), date(2026, 3, 27)); df = made(days)[OHLC + ['volume']]; i = sorted(slips)
