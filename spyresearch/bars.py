@@ -193,7 +193,7 @@ class Watch:
 @patch
 def limit(self:Watch, day, minute:int, linked:bool) -> float:
     "The ratio that the next bar stays within."
-    if self.at is None: return NIGHT
+    if self.at is None: return JUMP
     if self.at[0] == day: return STEP if self.seen[0] == day and minute - self.seen[1] <= HALT and minute in NARROW else JUMP
     return JUMP if linked else AWAY
 
@@ -208,7 +208,7 @@ def sees(self:Watch,
     limit, self.seen, px, whole = self.limit(day, minute, linked), (day, minute), self.px, 0 < l <= min(o, c) and max(o, c) <= h < np.inf
     near = lambda px, limit: max(h/px, px/l) <= limit
     if not (whole and (px is None or near(px, limit))):
-        if whole and self.was is not None and self.was[0] == day and near(self.was[1], JUMP): self.was = None # where it had been before
+        if whole and self.was is not None and (self.was[0] == day or linked and self.was[0] == self.at[0]) and near(self.was[1], JUMP): self.was = None # where it had been before
         elif self._stands(day, linked, limit, o, c): self.was = px and (day, px)
         else: return False
     self.px, self.at, self.n = c, (day, minute), 0

@@ -172,6 +172,15 @@ def test_a_level_that_was_believed_and_left_again_costs_no_good_bar(spy, k):
     assert set(bad_bars(bad)) == set(spy.index[at(spy, 120):at(spy, 124)]) # ten wrong bars that agree: from the fifth on they are a level
 
 
+def test_a_day_that_ended_on_a_wrong_level_costs_no_bar_of_the_next(spy):
+    bad = times(spy, slice(at(spy, 380), at(spy, 389) + 1), 1.15); assert set(bad_bars(bad)) == set(spy.index[at(spy, 380):at(spy, 384)])
+    whole = times(spy, slice(at(spy, 0), at(spy, 389) + 1), 1.15); assert set(bad_bars(whole)) == set(spy.index[at(spy, 0):at(spy, 4)])
+
+
+def test_the_first_bar_of_all_is_held_against_the_next_ones(spy):
+    assert set(bad_bars(times(spy, 0, 1.15))) == {spy.index[0]}
+
+
 def test_one_minute_six_percent_off_is_no_market(spy):
     for m, k in ((100, 1.06), (200, .94), (364, 1.08)): assert set(bad_bars(times(spy, at(spy, m), k))) == {spy.index[at(spy, m)]}
     assert not bad_bars(times(spy, at(spy, 5), 1.08)) # where the bands are wide it might be one
