@@ -97,8 +97,10 @@ class Silence:
 # %% ../../nbs/trade/41_tickets.ipynb #7d17a7c8
 WORDS = {'en': dict(
     swing='Buy SPY {entry} (New York) at {entry_px_low:.2f} to {entry_px_high:.2f}; sell at {target_px:.2f} (target) or {stop_px:.2f} (stop), at the latest {exit}.',
-    option='When SPY reaches {trigger_px:.2f} before {until}: buy to open SPY {expiry} {strike:g} {right} ({right_word}) at {entry_limit_usd:.2f} or less; sell to close when SPY is at {exit_spy_px:.2f} or the option at {take_profit_usd:.2f}, '
-           'stop at SPY {stop_spy_px:.2f} or the option at {stop_loss_usd:.2f}, out by {out} (New York).',
+    option_at='When SPY reaches {trigger_px:.2f} before {until}: buy to open SPY {expiry} {strike:g} {right} ({right_word}) at {entry_limit_usd:.2f} or less;',
+    option_now='Until {until}: buy to open SPY {expiry} {strike:g} {right} ({right_word}) at {entry_limit_usd:.2f} or less;',
+    option_exit='sell to close when SPY is at {exit_spy_px:.2f} (the option at about {take_profit_usd:.2f}), stop at SPY {stop_spy_px:.2f} (about {stop_loss_usd:.2f}), out by {out} (New York).',
+    option_time='sell to close at {out} (New York), whatever SPY does.',
     odds='Gain in at least {declared_p:.0%} of such cases (break-even estimated at {breakeven_p:.0%}).', bucket='Of {n_bucket:.0f} matured cases {hit_bucket:.0%} gained.', size='Size {size_frac:.1%} of equity.',
     shares='With {equity:,.0f} USD: {qty} shares.', contracts='With {equity:,.0f} USD: {qty} contracts.', unproven='Unproven: {hits} of {n} such tickets on record gained (rate between {low:.0%} and {high:.0%}); size 0.', fresh='Unproven: no such ticket on record has ended yet; size 0.',
     record='On record: {hits} of {n} such tickets gained, on {days} days (rate between {low:.0%} and {high:.0%}).', swing_risk='If the stop fills at its price, 100 shares lose {max_loss_usd:.2f} USD after costs; a gap loses more.',
@@ -112,8 +114,10 @@ WORDS = {'en': dict(
 # %% ../../nbs/trade/41_tickets.ipynb #bb7ad1ee
 WORDS['zh'] = dict(
     swing='{entry}（纽约时间）在 {entry_px_low:.2f} 至 {entry_px_high:.2f} 之间买入 SPY；{target_px:.2f} 止盈，{stop_px:.2f} 止损，最迟于 {exit} 卖出离场。',
-    option='{until} 之前 SPY 触及 {trigger_px:.2f} 时：买入开仓 SPY {expiry} {strike:g} {right}（{right_word}），限价 {entry_limit_usd:.2f} 或更低；SPY 到 {exit_spy_px:.2f} 或期权价到 {take_profit_usd:.2f} 时卖出平仓止盈，'
-           'SPY 到 {stop_spy_px:.2f} 或期权价到 {stop_loss_usd:.2f} 时止损，最迟于 {out}（纽约时间）平仓。',
+    option_at='{until} 之前 SPY 触及 {trigger_px:.2f} 时：买入开仓 SPY {expiry} {strike:g} {right}（{right_word}），限价 {entry_limit_usd:.2f} 或更低；',
+    option_now='{until} 之前：买入开仓 SPY {expiry} {strike:g} {right}（{right_word}），限价 {entry_limit_usd:.2f} 或更低；',
+    option_exit='SPY 到 {exit_spy_px:.2f} 时卖出平仓止盈（期权价约 {take_profit_usd:.2f}），SPY 到 {stop_spy_px:.2f} 时止损（期权价约 {stop_loss_usd:.2f}），最迟于 {out}（纽约时间）平仓。',
+    option_time='于 {out}（纽约时间）卖出平仓，无论 SPY 涨跌。',
     odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已有结果的 {n_bucket:.0f} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。',
     shares='账户净值 {equity:,.0f} 美元可买 {qty} 股。', contracts='账户净值 {equity:,.0f} 美元可买 {qty} 张。', unproven='尚未证实：记录在案的 {n} 笔同类建议中 {hits} 笔获利（胜率介于 {low:.0%} 与 {high:.0%} 之间）；仓位为 0。', fresh='尚未证实：记录中还没有已了结的同类建议；仓位为 0。',
     record='记录在案：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
@@ -178,8 +182,13 @@ def sentence(
     "A ticket or a silence in one sentence (the others of a ticket are its odds and its risk)."
     w, m = words_of(lang), more or {}
     if isinstance(o, Silence): text = told(w, 'silence', kind=w['kinds'][o.kind], at=moment(w, o.at), reasons=w['comma'].join(w['reasons'][r] for r in o.reasons))
-    else: text = w['join'].join(filter(None, [told(w, o.kind, o), told(w, 'odds', o), told(w, 'bucket', o)*full, *_stake(w, o, m, full), told(w, f'{o.kind}_risk', o)*full, *_beside(w, m, full)]))
+    else: text = w['join'].join(filter(None, [*_action(w, o), told(w, 'odds', o), told(w, 'bucket', o)*full, *_stake(w, o, m, full), told(w, f'{o.kind}_risk', o)*full, *_beside(w, m, full)]))
     return text if is_tradable(o.provenance) else told(w, 'stamp', stamp=w['stamps'].get(stamp(o.provenance), stamp(o.provenance)), text=text)
+
+def _action(w, t):
+    "What to do; an option may be bought at once, and may have no exit but its time."
+    if t.kind == 'swing': return [told(w, 'swing', t)]
+    return [told(w, 'option_now' if t.trigger_px is None else 'option_at', t), told(w, 'option_time' if t.exit_spy_px is None else 'option_exit', t)]
 
 def _stake(w, t, m, full):
     "What to put in, and what such tickets have done so far."
