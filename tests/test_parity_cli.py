@@ -1,6 +1,8 @@
 """`spy prepare` and `spy check-parity` on folders that somebody has touched: what is said, what is kept, and the exit status."""
 import json
+import re
 from datetime import date
+from pathlib import Path
 
 import pytest
 from made import bars
@@ -121,11 +123,13 @@ def test_a_session_that_was_never_fetched_is_named_and_no_fault(spy, tmp_path):
 
 
 @pytest.mark.filterwarnings('error::UserWarning')
-def test_a_bar_that_no_market_makes_is_named_once(spy, tmp_path):
+def test_a_bar_that_no_market_makes_is_named_in_every_run(spy, tmp_path):
     store = Store(tmp_path/'data', 'simulated:demo'); df = bars(DAYS, 600.); df.iloc[1000, :4] *= 1.3
     for d, o in df.groupby(df.index.date): store.write_raw(d, o)
     at = f'{df.index[1000]:%Y-%m-%d %H:%M}'; code, said = spy('prepare', '--data', store.root)
     assert code == 0 and said.count(at) == 1 and f'left out, no market makes it: {at}' in said
+    code, said = spy('prepare', '--data', store.root)
+    assert code == 0 and '0 written' in said and said.count(at) == 1
     code, said = spy('check-parity', '--data', store.root, '--day', at[:10])
     assert code == 0 and said.count(at) == 1 and 'left out, because no market makes them' in said and 'the day file holds the same' in said
 
@@ -218,7 +222,7 @@ def test_columns_of_a_stranger_are_not_dropped_without_a_word(spy, root):
     assert code == 0 and f'{len(DAYS)} day files hold columns that no declared feature has, and are written without them: theirs' in said and '--features FILE.py' in said
 
 
-@pytest.mark.parametrize('name, text, word', [('none.py', None, 'is not there'), ('mine.ipynb', '{}', 'no Python file'), ('mine.py', 'x = 1\n', 'declares no feature'), ('mine.py', 'x = 1\nx.y\n', 'line 2: AttributeError'),
+@pytest.mark.parametrize('name, text, word', [('none.py', None, 'is not there'), ('mine.ipynb', '{}', 'no Python file'), ('mine.py', 'x = 1\n', 'declares no feature'), ('mine.py', 'x = 1\nx.y\n', 'line 2: AttributeError'), ('mine.py', 'import sys\nsys.exit(0)\n', 'line 2: SystemExit'),
                                               ('mine.py', MINE + 'def f(:\n', 'line 3: SyntaxError'), ('mine.py', MINE.replace('my_range', 'r1'), "'r1' is declared already"), ('mine.py', MINE + MINE.replace('my_range', 'b').replace("'low')", "'lwo')"), "unknown input 'lwo'")])
 def test_a_file_that_cannot_be_taken_in(spy, root, tmp_path, name, text, word):
     path, n = tmp_path/name, len(REGISTRY)
@@ -226,6 +230,56 @@ def test_a_file_that_cannot_be_taken_in(spy, root, tmp_path, name, text, word):
     before = header(root); code, said = spy('prepare', '--data', root, '--features', path)
     assert code == 2 and word in said and str(path) in said and header(root) == before and len(REGISTRY) == n
     assert spy('prepare', '--data', root)[0] == 0     # nothing was kept of it
+
+
+def own(formula, name='peek', more=''): return 'import numpy as np, sys\n' + MINE.replace('g.high - g.low', formula).replace('my_range', name).replace("'low')", f"'low', 'close'){more}")
+
+MEAN = "step=lambda b, s: setattr(s, 'x', b.close if s.x != s.x else s.x if b.close != b.close else .999*s.x + .001*b.close) or s.x, state=dict(x=np.nan), scope='continuous', sessions=1"
+MEAN_BATCH = 'np.array([[s.append(x if not s else s[-1] if x != x else .999*s[-1] + .001*x) or s[-1] for x in d] for s in [[]] for d in g.close.tolist()])'
+TURNED_DOWN = {'next': ('np.roll(g.close, -1, axis=1)', '', ('knew the future', 'it needs a step form')), 'top': ('np.nanmax(g.high, axis=1, keepdims=True)', '', ('knew the future',)),
+               'sample mean': ('g.close - np.nanmean(g.close)', '', ('knew the future',)), 'drawn': ('np.random.default_rng().random(np.shape(g.close))', '', ('is random',)),
+               'whole days': ('np.cumsum(np.nan_to_num(g.close), axis=1)', '', ('peek: its formula is written for whole days',)), 'runs on': (MEAN_BATCH, ', ' + MEAN, ('remembers more than the 1 session declared',)),
+               'fails': ('1/0', '', ('ZeroDivisionError', 'peek.py')), 'ends': ('sys.exit(0)', '', ('ends the program', 'peek.py'))}
+
+@pytest.mark.parametrize('what', TURNED_DOWN)
+def test_a_column_that_cannot_be_had_is_refused_and_not_remembered(spy, root, tmp_path, what):
+    formula, more, words = TURNED_DOWN[what]; good, bad = tmp_path/'mine.py', tmp_path/'peek.py'; good.write_text(MINE); bad.write_text(own(formula, more=more))
+    assert spy('prepare', '--data', root, '--features', good)[0] == 0
+    before = {p: p.read_bytes() for p in root.rglob('*') if p.is_file()}
+    code, said = spy('prepare', '--data', root, '--features', bad)
+    assert code == (2 if what in ('fails', 'ends') else 1) and all(o in said for o in words) and 'AxisError' not in said and 'written without them' not in said, said
+    assert before == {p: p.read_bytes() for p in root.rglob('*') if p.is_file()}
+    code, said = spy('prepare', '--data', root)
+    assert code == 0 and '0 written' in said and header(root)[-1] == 'my_range' and 'peek' not in REGISTRY     # the good one is remembered still
+
+
+def test_a_young_folder_is_examined_when_it_is_old_enough(spy, tmp_path):
+    store, bad = Store(tmp_path/'data', 'simulated:demo'), tmp_path/'peek.py'; bad.write_text(own('np.nanmax(g.high) - g.close'))
+    for d in DAYS[:3]: store.write_raw(d, bars([d], 600.))
+    code, said = spy('prepare', '--data', store.root, '--features', bad)
+    assert code == 0 and 'not examined for look-ahead: 3 sessions are too few, 5 are wanted: peek' in said
+    assert 'not examined for look-ahead' in spy('prepare', '--data', store.root)[1]
+    store = Store(store.root)
+    for d in DAYS[3:]: store.write_raw(d, bars([d], 600.))
+    code, said = spy('prepare', '--data', store.root)
+    assert code == 1 and 'peek: knew the future' in said
+    assert spy('prepare', '--data', store.root)[0] == 0 and header(store.root)[-1] != 'peek'
+
+
+def test_an_own_column_without_a_value_is_named(spy, root, tmp_path):
+    path = tmp_path/'void.py'; path.write_text(own('g.close/0', 'void'))
+    code, said = spy('prepare', '--data', root, '--features', path)
+    assert code == 0 and 'void: no value on any of the days computed' in said
+
+
+def test_the_page_on_the_data_folder_names_the_columns_that_there_are():
+    text, names = (Path(__file__).parents[1]/'data/README.md').read_text(encoding='utf-8').split('## Day files')[1], REGISTRY.names()
+    files, seconds = (re.findall(r'^\| `([^`]+)` \| (G\d+) ', o, re.M) for o in text.split('## Journal')[0].split('## One-second features'))
+    listed = {}
+    for cell, group in files + seconds:
+        for o in cell.split(', '):
+            a, _, b = o.partition(' ... '); listed |= {n: group for n in names[names.index(a):names.index(b or a) + 1]}
+    assert listed == {o: REGISTRY[o].group for o in names}
 
 
 def test_a_data_folder_brings_no_code(spy, root):

@@ -16,7 +16,7 @@ from types import CodeType, FunctionType, ModuleType
 import numpy as np
 import pandas as pd
 
-from ..core import CheckFailed, DataError
+from ..core import CheckFailed, DataError, UsageError
 from .batch import compute
 from .fingerprint import global_names
 from .flow import FLOW, FlowStream
@@ -260,10 +260,10 @@ def growth(
 ) -> pd.DataFrame: # a row a feature: values held after 30 minutes, one session and all; work; what grows
     "Does any feature hold or do more, the longer the stream runs?"
     s = _metered(Stream([f.name for f in registry] if names is None else names, registry=registry))
-    days = [o.reset_index(names='Datetime').to_dict('records') for _, o in bars.groupby(bars.index.date)]
+    days = [o.reset_index(names='Datetime').to_dict('records') for _, o in bars.groupby(bars.index.date)]; given = len(days)
     while days and len(days[-1]) < MINUTES - 30: days.pop() # the last one has to be a full session
     full, n = s.depth + 2 + sum(len(o) < MINUTES - 30 for o in days[:s.depth + 2]), len(days)
-    if n < full + 8: raise DataError(f'{n} sessions are too few', f'memory is full after {full}, and growth shows in the sessions after that', f'give {full + 8} or more')
+    if n < full + 8: raise DataError(f"{given} session{' is' if given == 1 else 's are'} too few", f'memory is full after {full}, and growth shows in the sessions after that', f'give {full + 8} or more, the last a full one')
     for d, rows in enumerate(days, 1):
         for m in s.plan: m.on = d if d in (min(5, full), full, n) else None
         for o in rows:
@@ -322,7 +322,8 @@ def _soon(x, f):
 
 def _verdict(r, lacks, n):
     "What is wrong with a row of `examine`, in words."
-    bad = dict(leaks=f'knew the future at {r.leaks} cuts', only_one=f'one form alone has a value on {r.only_one} rows', max_rel=f'the forms differ by {r.max_rel:.1g} of the value', dated='knows the date',
+    if r.again: return f'is random, or counts how often it is called: computed twice from the same bars, it differs on {r.again} rows'
+    bad = dict(leaks=f"knew the future at {r.leaks} cut{'s'*(r.leaks != 1)}", only_one=f'one form alone has a value on {r.only_one} rows', max_rel=f'the forms differ by {r.max_rel:.1g} of the value', dated="knows the date (what follows a published calendar is declared with known_at='schedule')",
                grows=f'grows: {r.grows}', beyond=f"remembers more than the {r.sessions} session{'s'*(r.sessions != 1)} declared (another value on {r.beyond} rows without the history before)",
                early=f'has another value on {r.early} rows with a session of history less, where it should be empty', soon=f'has a value on {r.soon} rows before its bar {r.warmup}')
     said = [words for k, words in bad.items() if r[k] and (k != 'max_rel' or not r[k] <= TOLERANCE) and (k != 'early' or not r.beyond)]
@@ -330,19 +331,33 @@ def _verdict(r, lacks, n):
     return f"not checked: the bars do not carry {', '.join(lacks)}" if lacks else f'no value in {n} sessions: the bars have all that it reads, and its formula is never finite'
 
 # %% ../../nbs/features/29_audit.ipynb #54359569
+def _answerable(bars, names):
+    "Refuse what nothing can be asked of."
+    if not names: raise UsageError('no feature is named', 'there is nothing to examine', 'name one, or leave `names` out for every declared one')
+    if not isinstance(bars.index, pd.DatetimeIndex) or bars.index.tz is None:
+        raise DataError('the bars have no times', f'their index is {type(bars.index).__name__}, and the start of each bar with its time zone is wanted', 'read them with `read_bars`, or set the index')
+    if bars.empty: raise DataError('there are no bars', 'a feature is examined on sessions', 'give some forty sessions')
+
+def _answer(short, f, *args):
+    "What `f` finds; None where the record is too short for it and that is allowed."
+    try: return f(*args)
+    except DataError:
+        if not short: raise
+
 def examine(
     bars:pd.DataFrame, # canonical; some forty sessions
     registry:Registry=REGISTRY,
     names=None, # every declared one by default, off or not
     cuts:int=24, # as in `audit`
-) -> pd.DataFrame: # a row a feature: leaks, rows where one form alone has a value, largest relative difference, dated, grows; beyond and early as in `memory`; rows before its first bar; values; verdict; ok
+    short:bool=False, # leave out what the record is too short for: growth, memory, the date
+) -> pd.DataFrame: # a row a feature: rows that differ when computed again, leaks, rows where one form alone has a value, largest relative difference, dated, grows; beyond and early as in `memory`; rows before its first bar; values; verdict; ok
     "Is it blind to the future, the same in both forms, constant in memory and work, and does it look back as far as it says?"
-    every, n = _every(registry, names), len(set(bars.index.date))
-    whole = compute(bars, every, registry=registry) # first: what fails here fails in any form
-    p, g = agreement(stream_frame(bars, every, registry=registry), whole), growth(bars, registry, every)['grows']
-    grows, carried = [', '.join(dict.fromkeys(g[f.name] for f in registry.plan([o]) if g[f.name])) for o in every], lambda o: any('.' in i for i in market_inputs(o, registry))
-    t = pd.DataFrame(dict(leaks=audit(bars, partial(compute, features=every, registry=registry), cuts)['leaks'], only_one=p['only_one'], max_rel=p['max_rel'], dated=dated(bars, registry, every), grows=grows),
-                     index=every).join(memory(bars, registry, every)[['beyond', 'early']])
+    every = _every(registry, names); _answerable(bars, every); n = len(set(bars.index.date))
+    whole, again = (compute(bars, every, registry=registry) for _ in range(2)) # first: what fails here fails in any form
+    p, (g, d, m) = agreement(stream_frame(bars, every, registry=registry), whole), [_answer(short, f, bars, registry, every) for f in (growth, dated, memory)]
+    g, m = ({} if g is None else g['grows']), pd.DataFrame(dict(beyond=0, early=0), index=every) if m is None else m[['beyond', 'early']]
+    grows, carried = [', '.join(dict.fromkeys(g[f.name] for f in registry.plan([o]) if g.get(f.name))) for o in every], lambda o: any('.' in i for i in market_inputs(o, registry))
+    t = pd.DataFrame(dict(again=_changed(whole, again).sum(), leaks=audit(bars, partial(compute, features=every, registry=registry), cuts)['leaks'], only_one=p['only_one'], max_rel=p['max_rel'], dated=False if d is None else d, grows=grows), index=every).join(m)
     t = t.assign(soon=[0 if carried(o) else _soon(whole[o], registry[o]) for o in every], values=whole.notna().sum())
     told = t.assign(sessions=[registry.depth([o]) for o in every], warmup=[registry[o].warmup for o in every]).iterrows()
     t['verdict'] = [_verdict(r, _lacking(bars, o, registry), n) for o, r in told]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'NEVER', 'day_rows', 'row_bytes', 'context', 'made_from', 'PrepareReport', 'lost', 'damaged', 'unfetched',
-           'dividends_of', 'told_later', 'bars_of', 'prepare', 'certify', 'named']
+           'dividends_of', 'told_later', 'stretches_of', 'left_of', 'bars_of', 'prepare', 'certify', 'named']
 
 # %% ../../nbs/features/33_prepare.ipynb #3fd9e990
 import hashlib, warnings
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..bars import AWAY, HALT, JUMP, NIGHT, RAW_COLUMNS, STANDS
 from ..core import ET, DataError, UsageError, quiet, stopwatch
 from .batch import compute
-from .extension import recall
+from .extension import recall, settle
 from .recorded import beside, catch_up, recorded_from
 from .registry import REGISTRY, Registry
 from .stream import Certificate, certificate
@@ -84,8 +84,10 @@ class PrepareReport:
     refused:list = field(default_factory=list) # (day, why) of raw days that do not count
     holes:list = field(default_factory=list) # (day, why) of sessions between the first raw day and the last that have no file
     aside:list = field(default_factory=list) # (day, why, where it lies now) of day files that were not what had been written
-    left_out:list = field(default_factory=list) # bars that no market makes, a line each
+    left_out:list = field(default_factory=list) # bars of these days that no market makes, a line a stretch of them
     dropped:dict = field(default_factory=dict) # column that no feature of the registry has -> how many files lost it
+    waiting:list = field(default_factory=list) # files of own features that could not be examined yet, a line each
+    void:list = field(default_factory=list) # own features without a value on any day that was computed
     days = property(lambda self: sorted(self.written + self.kept))
 
 # %% ../../nbs/features/33_prepare.ipynb #ca4784a2
@@ -115,6 +117,7 @@ def __str__(self:PrepareReport):
     lines += _spans([(d, 'a day file without valid raw bars; it was left as it is') for d in self.orphans])
     lines += _spans([(d, f'the day file did not count and was computed again: {why}; what was there lies in {where.parent} now') for d, why, where in self.aside])
     lines += [f'left out, no market makes it: {o}' for o in self.left_out]
+    lines += [f'{o}: no value on any of the days computed: its formula is never finite, or the bars lack what it reads' for o in self.void] + self.waiting
     lines += [f'{d}: a record of seconds or options could not be read, and its columns are empty: {why}' for d, why in self.unread]
     return '\n'.join([*lines, *(f'{o}: a column of {n} day files no more' for o, n in self.dropped.items())])
 
@@ -146,6 +149,19 @@ def told_later():
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*left out, no market makes')
         yield
+
+def stretches_of(
+    left, # a line a bar, as `compute` leaves them
+) -> list: # a line a stretch of minutes
+    "Bars that were left out, those that follow each other together."
+    runs = []
+    for o in left:
+        t = pd.Timestamp(o[:16])
+        if runs and t - runs[-1][1] == pd.Timedelta('1min'): runs[-1][1] = t; runs[-1][2] += 1
+        else: runs.append([o, t, 1])
+    return [o if n == 1 else f'{o[:16]} to {t:%H:%M}: {n} bars, the first: {o[18:]}' for o, t, n in runs]
+
+def left_of(store:Store, days) -> list: "What was left out of these days' files."; return [o for d in sorted(days) for o in store.features.m['days'].get(str(d), {}).get('left_out', [])]
 
 # %% ../../nbs/features/33_prepare.ipynb #9b118aee
 def bars_of(
@@ -187,7 +203,7 @@ def prepare(
 ) -> PrepareReport:
     "Bring the day files up to date with the raw days."
     with stopwatch() as w, store.lock():
-        if registry is REGISTRY: recall(store)
+        waiting = (recall(store), settle(store))[1] if registry is REGISTRY else []
         raw, h, div, depth = _hashes(store), registry.hash(), dividends_of(store), registry.depth()
         if registry.carried: catch_up(store)
         near = {d: context(d, depth) for d in raw}
@@ -196,9 +212,9 @@ def prepare(
         fresh = {d for d in store.daily_days(h, sealed=True) if key.get(d) == store.features.m['days'][str(d)].get('made_from')}
         todo = [d for d in raw if d not in fresh]
         if dropped := _strange(store, todo, registry): warn(lost(dropped))
-        unread, aside, left_out = _write(store, todo, {o for d in todo for o in near[d]} & set(raw), key, div, sealed, registry, progress)
+        unread, aside, void = _write(store, todo, {o for d in todo for o in near[d]} & set(raw), key, div, sealed, registry, progress)
         orphans = [d for d in store.features.on_disk() if d not in raw]
-        return PrepareReport(todo, sorted(fresh), orphans, h, len(registry.names()), w.seconds, unread, damaged(store), unfetched(store), aside, left_out, dropped)
+        return PrepareReport(todo, sorted(fresh), orphans, h, len(registry.names()), w.seconds, unread, damaged(store), unfetched(store), aside, left_of(store, raw), dropped, waiting, void)
 
 # %% ../../nbs/features/33_prepare.ipynb #a7fd9e16
 def _write(store, todo, need, key, div, sealed, registry, progress):
@@ -208,14 +224,17 @@ def _write(store, todo, need, key, div, sealed, registry, progress):
     with told_later(): values = compute(bars, dividends=div, registry=registry)
     doubts = {d: store.features.reason(d) for d in todo if store.features.file(d).exists()}
     days, first = np.unique(bars.index.tz_localize(None).to_numpy().astype('datetime64[D]'), return_index=True)
+    left = {d: [o for o in values.attrs.get('left_out', []) if o.startswith(d)] for d in map(str, todo)}
     span = {d: slice(a, b) for d, a, b in zip(days.tolist(), first, [*first[1:], len(bars)])}
     with store.features.batch():
         for i, d in enumerate(todo):
             rows = day_rows(d, bars.iloc[span[d]], values.iloc[span[d]], d in sealed)
             aside += _set_aside(store, d, doubts.get(d), rows)
             store.write_daily(d, rows, h, key[d], sealed=d in sealed)
+            if o := left.get(str(d)): store.features.m['days'][str(d)]['left_out'] = stretches_of(o)
             progress(i + 1, len(todo), str(d))
-    return unread, aside, values.attrs.get('left_out', [])
+    own = [o for f in store.features.m.get('own', []) for o in f['columns'] if o in values]
+    return unread, aside, [o for o in own if values[o].isna().all()]
 
 # %% ../../nbs/features/33_prepare.ipynb #7be740c5
 def _compare(store, day, rows, registry, key): # rows and key: what the file should hold, and have been made from
@@ -260,7 +279,7 @@ def certify(
     key = made_from(back, raw, paid.get(day, 0.), recorded_from(store, day) if registry.carried else '')
     same, said, odd = _compare(store, day, day_rows(day, bars[today], values[today], store.is_sealed(day)), registry, key)
     if holes: said += f"; no valid raw bars of {', '.join(map(str, holes))}, which it looks back on"
-    if left := values.attrs.get('left_out'): said += f'; left out, because no market makes them: {", ".join(left)}'
+    if left := values.attrs.get('left_out'): said += f'; left out, because no market makes them: {", ".join(stretches_of(left))}'
     return Certificate(day, c.table.assign(filed=None if odd is None else ~c.table.index.isin(odd)), same, said)
 
 # %% ../../nbs/features/33_prepare.ipynb #287bdf42
