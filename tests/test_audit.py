@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from spyresearch.bars import read_bars
-from spyresearch.core import CheckFailed, DataError
+from spyresearch.core import CheckFailed, DataError, UsageError
 from spyresearch.events import fomc_day, month_end
 from spyresearch.features.audit import audit, audit_record, check_causal, check_features, dated, examine, growth, memory
 from spyresearch.features.batch import compute
@@ -253,3 +253,18 @@ def test_everything_declared_remembers_what_it_says(spy):
     bars = drawn(spy['2025-03-03':'2025-04-28'])
     found = memory(bars.assign(ba_open=bars['close'] - .01, ba_close=bars['close'] + .01, iv_close=.2 + bars['close']/1e5))
     assert list(found.index) == REGISTRY.names(off=True) and found[['enough', 'fewer_is_empty']].all(axis=None), found[found['beyond'] + found['early'] > 0]
+
+
+@pytest.mark.parametrize('given, names, error, word', [(lambda b: b, [], UsageError, 'no feature is named'), (lambda b: b.reset_index(drop=True), ['r1'], DataError, 'the bars have no times'),
+                                                       (lambda b: b.tz_localize(None), ['r1'], DataError, 'time zone'), (lambda b: b[:0], ['r1'], DataError, 'no bars'), (lambda b: b[:100], ['r1'], DataError, '1 session is too few')])
+def test_what_cannot_be_examined_is_refused_in_words(spy, given, names, error, word):
+    with pytest.raises(error) as e: check_features(given(spy['2025-07-07':'2025-08-29']), names=names)
+    assert word in str(e.value)
+
+
+def test_a_short_record_still_shows_a_leak_and_what_is_drawn(spy):
+    rng, bars = np.random.default_rng(0), spy['2025-07-07':'2025-07-11']
+    mine = planted(mean=lambda g: g.close - np.nanmean(g.close), drawn=lambda g: rng.random(np.shape(g.close)), honest=lambda g: g.close - g.open)
+    v = examine(bars, mine, cuts=6, short=True)['verdict']
+    assert 'knew the future' in v['mean'] and v['drawn'].startswith('is random') and 'future' not in v['drawn'] and v['honest'] == 'ok'
+    with pytest.raises(DataError, match='too few'): examine(bars, mine, cuts=6)
