@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..bars import AWAY, HALT, JUMP, NIGHT, RAW_COLUMNS, STANDS
+from ..bars import RAW_COLUMNS, RULE
 from ..core import ET, DataError, UsageError, quiet, stopwatch
 from .batch import compute
 from .extension import recall, settle
@@ -67,7 +67,7 @@ def made_from(
     record:str='', # what was recorded beside the last one's bars, as `recorded_from` says it
 ) -> str: # 16 hexadecimal digits
     "What a day file was computed from."
-    text = ' '.join(f'{d}:{raw.get(d, "absent")}' for d in days) + f' {dividend!r} {record} {(JUMP, NIGHT, AWAY, HALT, STANDS)}' # and by which rule bars are left out
+    text = ' '.join(f'{d}:{raw.get(d, "absent")}' for d in days) + f' {dividend!r} {record} {RULE}' # and by which rule bars are left out
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/features/33_prepare.ipynb #575bd2a6
