@@ -2575,6 +2575,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'spyresearch/trade/desk.py'),
                                         'spyresearch.trade.desk.Record.__repr__': ( 'trade/desk.html#record.__repr__',
                                                                                     'spyresearch/trade/desk.py'),
+                                        'spyresearch.trade.desk.chain_in': ('trade/desk.html#chain_in', 'spyresearch/trade/desk.py'),
                                         'spyresearch.trade.desk.chains_of': ('trade/desk.html#chains_of', 'spyresearch/trade/desk.py'),
                                         'spyresearch.trade.desk.day_moments': ('trade/desk.html#day_moments', 'spyresearch/trade/desk.py'),
                                         'spyresearch.trade.desk.is_asked': ('trade/desk.html#is_asked', 'spyresearch/trade/desk.py'),

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['OLDEST', 'N', 'EVERY', 'stood', 'paths_now', 'Moment', 'plan_of', 'is_asked', 'Record', 'shadow_of', 'day_moments',
-           'on_record', 'chains_of']
+           'on_record', 'chain_in', 'chains_of']
 
 # %% ../../nbs/trade/52_desk.ipynb #328b8213
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -59,7 +61,7 @@ EVERY = 15 # minutes between moments
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    "What a moment had to offer: `day` is the session's place, `minute` the last bar known; the offer is None where there is none."
+    "What a moment had to offer: `day` is the session's place, `minute` the last bar known; the offer is None where there is none. Its look is kept without the board, which is large."
     day: int
     minute: int
     look: Look
@@ -113,7 +115,7 @@ def day_moments(
         if quotes is None or not np.isfinite(u := unit(sigma[i:i+1], np.array([n - 1 - m]))[0]): continue
         paths = paths_now(touch, sigma[i], m, n - 1 - m, float(px[m]))
         x = look(at.to_pydatetime(), float(px[m]), quotes, clock, paths, float(u), costs, paid); best = offer(x) if x.finds else None
-        out.append(Moment(d, m, x, best, best and follow(plan_of(best, at, panel.provenance), l, quotes_of(chain, best.con_id), costs)))
+        out.append(Moment(d, m, replace(x, board=None), best, best and follow(plan_of(best, at, panel.provenance), l, quotes_of(chain, best.con_id), costs)))
     return out
 
 def on_record(
@@ -125,15 +127,16 @@ def on_record(
 ) -> Record|None: # None without a recorded chain on a scored day
     "The best offers of all recorded days."
     panel = panel.days_upto(len(evaluation.days)); w = panel.windows(); sigma = forecast_at(evaluation, w); ask = is_asked(panel, w.day, w.minute)
-    days = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST]; chains = {d: c for d in days if (c := chain_of(panel.days[d])) is not None and len(c)}
-    moments = []
-    for k, (d, chain) in enumerate(chains.items()):
-        old, rows = w.day < d, np.flatnonzero((w.day == d) & ask)
-        if len(rows): moments += day_moments(panel, d, rows, w.minute, sigma, chain, Touch().fit(w[old], sigma[old]), learn_clock(panel, session(panel.days[d]).open.to_pydatetime(), dividends_of(panel)), costs)
-        progress(k + 1, len(chains), 'options')
+    days, moments = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST], []
+    for k, d in enumerate(days): # one chain at a time: a day of one fills tens of megabytes
+        old, rows, chain = w.day < d, np.flatnonzero((w.day == d) & ask), chain_of(panel.days[d])
+        if chain is not None and len(chain) and len(rows): moments += day_moments(panel, d, rows, w.minute, sigma, chain, Touch().fit(w[old], sigma[old]), learn_clock(panel, session(panel.days[d]).open.to_pydatetime(), dividends_of(panel)), costs)
+        progress(k + 1, len(days), 'options')
     return Record(moments, shadow_of(moments), panel.days) if moments else None
 
 # %% ../../nbs/trade/52_desk.ipynb #555c6690
-def chains_of(store) -> callable: # day -> its recorded chain, or None
-    "The chains of a data folder; a file that does not count is a `DataError`."
-    return lambda day: read_chain_day(store.root/CHAINS, day) if chain_file(store.root/CHAINS, day) else None
+def chain_in(root, day) -> pd.DataFrame|None: # of a data folder
+    "A day's recorded chain, or None; a file that does not count is a `DataError`."
+    return read_chain_day(Path(root)/CHAINS, day) if chain_file(Path(root)/CHAINS, day) else None
+
+def chains_of(store) -> callable: return partial(chain_in, store.root) # day -> its chain, or None

@@ -21,11 +21,10 @@ from ..models.confidence import Evidence, Platt, past_rank
 from ..models.direction import DAY_NAMES, Head, day_features
 from . import swing
 from .costs import Costs, SHARES, fees_usd
-from .desk import stood
+from .desk import chain_in, stood
 from .risk import size_frac
 from .tickets import FIELDS, content_id, row, sentence
 from .track import find, owner_words
-from ..tws.chain import chain_file, read_chain_day
 
 # %% ../../nbs/trade/55_explain.ipynb #c656bfb5
 @dataclass(frozen=True)
@@ -126,8 +125,7 @@ def _night(t, g):
 # %% ../../nbs/trade/55_explain.ipynb #4a6caf5e
 def recorded(root, day:date):
     "The chain of a day in a data folder; None where there is none that counts."
-    folder = Path(root)/'original_data'/'chain'
-    try: return read_chain_day(folder, day) if chain_file(folder, day) else None
+    try: return chain_in(root, day)
     except DataError: return None
 
 AGAIN = ('id', 'status', 'declared_p', 'quote_bid', 'quote_ask', 'premium_now_usd', 'share_equivalent', 'max_loss_usd') # said by steps of their own

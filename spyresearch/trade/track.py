@@ -20,6 +20,7 @@ from ..journal import Journal
 from ..models.confidence import Evidence, Rule
 from .costs import Costs, SHARES
 from .follow import follow, quotes_of
+from .shadow import dividends_of
 from .tickets import COLUMNS, OUTCOME, Outcome, Ticket, content_id, head_of, line, settle
 
 # %% ../../nbs/trade/53_track.ipynb #b4ea4902
@@ -162,7 +163,7 @@ def followed(
 ) -> list: # (Ticket, Outcome), oldest first
     "Every ticket on record and how it stands."
     asof, bars = pd.Timestamp(asof), None if panel is None else line(panel)
-    paid = {d: c for d, c in zip(getattr(panel, 'days', ()), getattr(panel, 'dividend', ())) if c > 0}
+    paid = dividends_of(panel) if hasattr(panel, 'dividend') else {}
     said, kept = owner_words(folder, asof), _kept(folder)
     one = lambda t: owned(t, said[t.id], costs, paid) if t.id in said else kept[t.id] if t.id in kept else _paper(t, bars, asof, costs, paid, chain)
     return [(t, one(t)) for t in on_record(folder) if t.issued_at <= asof]
