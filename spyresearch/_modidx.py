@@ -2155,8 +2155,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'spyresearch/models/tracking.py'),
                                              'spyresearch.models.tracking.load_state': ( 'models/tracking.html#load_state',
                                                                                          'spyresearch/models/tracking.py'),
-                                             'spyresearch.models.tracking.lost': ( 'models/tracking.html#lost',
-                                                                                   'spyresearch/models/tracking.py'),
                                              'spyresearch.models.tracking.mixed': ( 'models/tracking.html#mixed',
                                                                                     'spyresearch/models/tracking.py'),
                                              'spyresearch.models.tracking.moved': ( 'models/tracking.html#moved',

@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'MOVES', 'HOURS', 'THIRDS', 'CELLS', 'CUT', 'BOUNDS', 'RING', 'BUDGET', 'DAYS', 'SHARE', 'NERVE', 'MEMORY',
            'SURE', 'SEEN', 'WHOLE', 'SPANS', 'MOST', 'NIGHTLY', 'LEAK', 'ABOUT', 'push', 'moved', 'pace', 'cells',
            'recut', 'State', 'start', 'weights', 'trust', 'closed', 'Forecast', 'Outcome', 'stamp_of', 'mixed', 'whole',
-           'adjust', 'placed', 'lost', 'learn', 'remember', 'step', 'track', 'widths', 'save_state', 'load_state']
+           'adjust', 'placed', 'learn', 'remember', 'step', 'track', 'widths', 'save_state', 'load_state']
 
 # %% ../../nbs/models/44_tracking.ipynb #13ff1519
 import json
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ET, ModelError, UsageError, atomic_write, pack, unpack
+from .metrics import pinball_bp
 from .targets import AHEAD, EVERY, FIRST, NIGHTS, QUANTILES, SCORED
 from ..sessions import MINUTES
 
@@ -221,11 +222,6 @@ def placed(
     return tuple(np.array(o, t) for o, t in zip(([k[0] for k in found], [k[1] for k in found], list(found.values())), (int, int, float)))
 
 # %% ../../nbs/models/44_tracking.ipynb #21761d5f
-def lost(z:np.ndarray, x:np.ndarray) -> np.ndarray: # [n] outcomes, [n, 21] quantiles -> [n]
-    "Mean pinball loss over the scored levels."
-    d = z[:, None] - x
-    return np.maximum(QUANTILES*d, (QUANTILES - 1)*d)[:, SCORED].mean(1)
-
 def learn(
     s:State,
     now:pd.Timestamp, # aware
@@ -237,7 +233,7 @@ def learn(
     z, each, mix = y/s.sigma[r, j], s.each[r, :, j], s.mix[r, j]
     step = s.steps[:, None]*push(z[:, None], each, s.kind)
     saved = ((QUANTILES - (z[:, None] <= mix))[:, None]*(each - mix[:, None]))[..., SCORED].mean(-1)
-    said, mean, plain = (s.sigma[r, j]*lost(z, o) for o in (s.said[r, j], mix, s.plain[r, j]))
+    said, mean, plain = (s.sigma[r, j]*pinball_bp(z, o)/1e4 for o in (s.said[r, j], mix, s.plain[r, j]))
     move, gain, size, waits, sums = (o.copy() for o in (s.move, s.gain, s.size, s.open, s.sums))
     for k in range(3):
         c = s.cell[r, k, j]; np.add.at(move, (slice(None), j, c), (s.pace[j, c][:, None, None]*step).swapaxes(0, 1))
