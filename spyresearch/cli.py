@@ -159,12 +159,17 @@ def outcome(
     return code
 
 # %% ../nbs/66_cli.ipynb #9ba6d388
-def heed() -> list: # of the signals that come
+HURRY_S = 3. # after which a second signal is meant
+
+def heed(
+    clock=RealClock(), # how far signals are apart
+) -> list: # of the signals that come
     "Let SIGTERM and SIGHUP, where it exists, end the program as Ctrl-C does."
-    came = []
+    came, acted = [], []
     def stop(n, _):
         came.append(n)
-        if len(came) > 1: return
+        if acted and clock.monotonic() - acted[-1] < HURRY_S: return
+        acted.append(clock.monotonic())
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler) # as in the background of a script
         signal.raise_signal(signal.SIGINT)
     for n in (getattr(signal, o) for o in ('SIGTERM', 'SIGHUP') if hasattr(signal, o)):
@@ -172,8 +177,6 @@ def heed() -> list: # of the signals that come
     return came
 
 # %% ../nbs/66_cli.ipynb #ec063ab3
-HURRY_S = 3. # after which a second Ctrl-C is meant
-
 def run_orderly(
     go, # a coroutine
 ):

@@ -160,6 +160,23 @@ class TestSignals:
         assert out.endswith('ended 143\n') and 'Traceback' not in err, out + err
         with Store(tmp_path).lock(): pass
 
+    def test_one_that_python_drops_is_not_the_last(self):
+        "An exception in a clean-up is printed and forgotten, also that of an interruption."
+        code = '''import signal
+from datetime import UTC, datetime
+from spyresearch.cli import HURRY_S, heed, outcome
+from spyresearch.core import FixedClock
+class Old:
+    def __del__(self): signal.raise_signal(signal.SIGTERM)
+clock = FixedClock(datetime(2026, 1, 2, tzinfo=UTC))
+came, old = heed(clock), Old()
+del old
+print(outcome(lambda: signal.raise_signal(signal.SIGTERM)), end=' ')
+clock.sleep(HURRY_S)
+print(outcome(lambda: signal.raise_signal(signal.SIGTERM)), len(came))'''
+        p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+        assert p.stdout == '0 130 3\n' and 'KeyboardInterrupt' in p.stderr, p
+
     def test_nobody_reads_any_longer(self, tmp_path):
         "A recording outlives the pipe that it told its progress to."
         p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--asof', '2025-12-05T15:58', '--data', tmp_path, word='SIMULATED')

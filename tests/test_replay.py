@@ -398,12 +398,13 @@ def test_a_day_that_the_tape_lacks_is_refused_by_the_process(recorded):
 
 
 def started(*args, n_err):
-    "The first two lines that `spy replay` prints, and `n_err` lines for its user."
-    p = subprocess.Popen([sys.executable, '-m', 'spyresearch.cli', 'replay', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    "The first two lines that `spy replay` prints, and `n_err` lines for its user; one that does not end says where it hangs."
+    p = subprocess.Popen([sys.executable, '-X', 'faulthandler', '-m', 'spyresearch.cli', 'replay', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try: return [p.stdout.readline().split()[0] for _ in 'ab'], [p.stderr.readline().rstrip() for _ in range(n_err)]
     finally:
         p.terminate()
-        p.wait(10)
+        try: p.wait(60)
+        except subprocess.TimeoutExpired: p.send_signal(signal.SIGABRT); pytest.fail(f'still there a minute after SIGTERM: {p.communicate(timeout=10)}')
         for o in (p.stdout, p.stderr): o.close()
 
 
