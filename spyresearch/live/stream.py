@@ -198,7 +198,7 @@ def _connect(self:Subscriber):
         s.connect(f'tcp://127.0.0.1:{port}')
         return s
     self.desk, self.sub, self.dealer, self.asked = found, made(zmq.SUB, found['out']), made(zmq.DEALER, found['ask']), None
-    self._ask()
+    self.seq = 0; self._ask()
 
 @patch
 def _ask(self:Subscriber):
