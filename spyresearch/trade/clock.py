@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 
+from ..bars import closing
 from ..core import ET, ModelError, UsageError
 from ..features.smile import YEAR, minutes_left
 from ..features.standard import smooth
-from ..models.targets import first_open, known_close, linked, squares
+from ..models.targets import first_open, linked, squares
 from ..sessions import MINUTES, prev_session, session, sessions
 
 # %% ../../nbs/trade/36_clock.ipynb #994523a1
@@ -67,7 +68,7 @@ class VarianceClock:
 # %% ../../nbs/trade/36_clock.ipynb #fd3c7f2b
 def _nights(g, days, dividend, level):
     "A night and a longer gap, in full sessions."
-    open, before = first_open(g).ravel()[1:len(days)], known_close(g)[:len(days) - 1, -1]
+    open, before = first_open(g).ravel()[1:len(days)], closing(g.close, g.n)[:len(days) - 1]
     jump = np.log(open/(before - np.array([dividend.get(d, 0.) for d in days[1:]])))**2
     long = np.array([(b - a).days > 1 for a, b in zip(days, days[1:])])
     ok = linked(days)[1:] & np.isfinite(jump)

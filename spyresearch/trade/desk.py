@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OLDEST', 'N', 'EVERY', 'stood', 'paths_now', 'Moment', 'plan_of', 'is_asked', 'Record', 'shadow_of', 'day_moments',
-           'on_record', 'chain_in', 'chains_of']
+           'on_record', 'chain_in', 'chains_of', 'stretches_near', 'touch_of', 'basis', 'looked_again']
 
 # %% ../../nbs/trade/52_desk.ipynb #328b8213
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,9 @@ import pandas as pd
 
 from ..core import quiet
 from ..features.recorded import CHAINS
-from ..models.races import forecast_at
-from ..models.targets import known_close
-from ..models.touch import LEAST, Touch, unit
+from ..models.races import forecast_at, scale_of
+from ..models.targets import known_close, last_minute
+from ..models.touch import LEAST, MOST, NEAR, Touch, left_of, moves, unit
 from ..sessions import MINUTES, session
 from .clock import learn_clock
 from .costs import Costs
@@ -85,6 +86,7 @@ class Record:
     moments: list
     shadow: Shadow
     days: list # sessions of the panel
+    why: object = None # Moment -> what its look rests on, as `basis` has it
     def __len__(self): return len(self.moments)
     def __repr__(self): return f"Record({len(self.moments)} moments on {len({o.day for o in self.moments})} days, {sum(o.offer is not None for o in self.moments)} offers, {int(np.isfinite(self.shadow.net).sum())} of them followed to their end)"
 
@@ -129,10 +131,16 @@ def on_record(
     panel = panel.days_upto(len(evaluation.days)); w = panel.windows(); sigma = forecast_at(evaluation, w); ask = is_asked(panel, w.day, w.minute)
     days, moments = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST], []
     for k, d in enumerate(days): # one chain at a time: a day of one fills tens of megabytes
-        old, rows, chain = w.day < d, np.flatnonzero((w.day == d) & ask), chain_of(panel.days[d])
-        if chain is not None and len(chain) and len(rows): moments += day_moments(panel, d, rows, w.minute, sigma, chain, Touch().fit(w[old], sigma[old]), learn_clock(panel, session(panel.days[d]).open.to_pydatetime(), dividends_of(panel)), costs)
+        rows, chain = np.flatnonzero((w.day == d) & ask), chain_of(panel.days[d])
+        if chain is not None and len(chain) and len(rows): moments += day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs)
         progress(k + 1, len(days), 'options')
-    return Record(moments, shadow_of(moments), panel.days) if moments else None
+    def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
+    return Record(moments, shadow_of(moments), panel.days, why) if moments else None
+
+def _learned(w, sigma, d):
+    "Paths and clock as the sessions before one teach them."
+    p, old = w.panel, w.day < d
+    return Touch().fit(w[old], sigma[old]), learn_clock(p, session(p.days[d]).open.to_pydatetime(), dividends_of(p))
 
 # %% ../../nbs/trade/52_desk.ipynb #555c6690
 def chain_in(root, day) -> pd.DataFrame|None: # of a data folder
@@ -140,3 +148,50 @@ def chain_in(root, day) -> pd.DataFrame|None: # of a data folder
     return read_chain_day(Path(root)/CHAINS, day) if chain_file(Path(root)/CHAINS, day) else None
 
 def chains_of(store) -> callable: return partial(chain_in, store.root) # day -> its chain, or None
+
+# %% ../../nbs/trade/52_desk.ipynb #fd39b734
+def _plain(a): return [None if o != o else o for o in np.asarray(a).tolist()]
+
+def stretches_near(
+    w, sigma:np.ndarray, # windows of days that are over; [N, 9] what was forecast there
+    touch:Touch, # fitted on them
+    minute:int, # last bar known
+) -> dict: # days: place -> date; place, start, pace of each stretch
+    "The past stretches that speak at a minute."
+    p, left, q = w.panel, left_of(w), touch.params
+    ok = ((p.n == MINUTES) & (last_minute(p) == MINUTES - 1))[w.day] & (left > 0) & np.isfinite(unit(sigma, left)); days = np.unique(w.day[ok])
+    pick = np.flatnonzero(abs(q['start'] - minute) <= NEAR)[::-1]; pick = np.sort(pick[::-(-len(pick)//MOST)])
+    return dict(days={int(k): str(p.days[days[k]]) for k in np.unique(q['day'][pick])}, place=q['day'][pick].tolist(), start=q['start'][pick].tolist(), pace=q['pace'][pick].tolist())
+
+def touch_of(
+    s:dict, # as `stretches_near` has it
+    g, # Grid of bars that holds its days
+) -> Touch: # good for that minute
+    "Paths from the same stretches of the bars."
+    at = {int(k): g.days.index(date.fromisoformat(d)) for k, d in s['days'].items()}; m, out = np.zeros((4, max(at) + 1, MINUTES), np.float32), Touch()
+    m[:, list(at)] = moves(g, np.array(list(at.values())))
+    out.params = dict(moves=m, start=np.array(s['start']), day=np.array(s['place']), pace=np.array(s['pace']))
+    return out
+
+# %% ../../nbs/trade/52_desk.ipynb #25dd93db
+def basis(
+    w, sigma:np.ndarray, # windows of the panel, and [N, 9] what was forecast there
+    i:int, # the origin
+    quotes:pd.DataFrame, # the record of the chain at that moment
+    costs:Costs,
+) -> dict: # plain numbers and texts
+    "What the look of a moment was made of."
+    p, d, m, old = w.panel, int(w.day[i]), int(w.minute[i]), w.day < w.day[i]
+    return dict(day=str(p.days[d]), minute=m, px=float(known_close(p)[d, m]), sigma=_plain(sigma[i].astype(float)), stretches=stretches_near(w[old], sigma[old], _learned(w, sigma, d)[0], m), dividends={str(k): v for k, v in dividends_of(p).items()},
+                quoted_at=quotes.index[0].isoformat(), rows={c: _plain(quotes[c]) for c in quotes}, plan=costs.plan)
+
+def looked_again(
+    b:dict, # as `basis` has it
+    g, # Grid of the bars up to that moment
+    rows:pd.DataFrame, # the record of the chain
+) -> Look:
+    "The same look, from files."
+    day, m, sigma, paid = date.fromisoformat(b['day']), b['minute'], np.array(b['sigma'], float), {date.fromisoformat(k): v for k, v in b['dividends'].items()}
+    s = session(day); left = s.n_minutes - 1 - m; px = float(known_close(g)[g.days.index(day), m])
+    clock, paths = learn_clock(g, s.open.to_pydatetime(), paid), paths_now(touch_of(b['stretches'], g), sigma, m, left, px)
+    return look((s.open + pd.Timedelta(minutes=m + 1)).to_pydatetime(), px, rows, clock, paths, float(unit(sigma[None], np.array([left]))[0]), Costs(b['plan']), paid)

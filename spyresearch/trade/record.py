@@ -107,7 +107,8 @@ def record(
 # %% ../../nbs/trade/54_record.ipynb #1de81927
 def _put(folder, t, ground, more, asof, days):
     "One new ticket: first what it rests on, then itself."
-    _grounds(folder).append(ground | more | dict(id=t.id, asof=asof.isoformat(), code=git_revision(), files=files_of(folder, days)))
+    over = [o for o in days if t.kind == 'swing' or o < t.issued_at.date()] # the files of a session that goes on grow; its rows are in the grounds
+    _grounds(folder).append(ground | more | dict(id=t.id, asof=asof.isoformat(), code=git_revision(), files=files_of(folder, over)))
     book(folder).append(row(t))
 
 def _word(o, new, more):

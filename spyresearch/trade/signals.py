@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_OFFER', 'SILENCE', 'Stage', 'stage', 'night_returns', 'swing_day', 'swing_view', 'intraday_day', 'unoffered',
-           'option_day', 'day_words', 'grounds', 'night_of', 'Signals', 'shadow_frame', 'walk', 'honesty', 'published',
-           'judged']
+           'option_day', 'day_words', 'grounds', 'chances', 'option_grounds', 'night_of', 'Signals', 'shadow_frame',
+           'walk', 'honesty', 'published', 'judged']
 
 # %% ../../nbs/trade/48_signals.ipynb #7ce657da
 from dataclasses import dataclass
@@ -153,14 +153,29 @@ def grounds(
     n:Night,
 ) -> dict: # plain numbers and texts
     "What a swing ticket rests on."
-    p, s, v = st.plans[hold][d], st.shadows[hold], swing.weigh(swing_view(st, hold, d, n), n.gate, n.odds)[1]
-    back = slice(int(np.searchsorted(s.day, d - WINDOW)), int(np.searchsorted(s.ripe, d, 'right')))
-    b = next(b for b in n.gate.buckets if b.top == v.top)
-    first, head = [(f, h) for f, h in st.heads[hold] if f <= d][-1]
+    p, s = st.plans[hold][d], st.shadows[hold]; first, head = [(f, h) for f, h in st.heads[hold] if f <= d][-1]
     return dict(id=t.id, head=hold, day=str(st.days[d]), px=p.px, next_q=_list(st.q[d, 0]), hold_q=_list(st.q[d, list(swing.SESSIONS).index(hold)]), system=st.system, seed=getattr(st.evaluation, 'seed', None),
                 members=_members(st, hold, d), features=dict(zip(DAY_NAMES, _list(st.x[d]))), fitted=str(st.days[first]), fit={k: _list(getattr(head, k)) for k in ('mean', 'sd', 'w')}, labels=head.n,
-                p_raw=float(s.p_up[d]), rank=float(n.rank[0]), past_scores=_list(s.score[back.start:n.rows.start]), platt=vars(n.platt), net=_list(s.net[back]), status=[str(o) for o in s.status[back]],
-                bucket=dict(top=b.top, alpha=n.gate.rule.alpha/len(n.gate.ladders), votes=_list(b.votes), n=b.n, hits=b.hits, need=n.gate.rule.need(n.odds.breakeven)), plan=st.costs.plan) | night_of(st, p, hold, d)
+                p_raw=float(s.p_up[d]), rank=float(n.rank[0]), plan=st.costs.plan) | chances(s, d, n, swing.weigh(swing_view(st, hold, d, n), n.gate, n.odds)[1]) | night_of(st, p, hold, d)
+
+def chances(s, d:int, n:Night, v) -> dict: # v: the gate's verdict
+    "Scores and outcomes before a day, the calibration, and the bucket that vouches."
+    back = slice(int(np.searchsorted(s.day, d - WINDOW)), int(np.searchsorted(s.ripe, d, 'right'))); b = next(b for b in n.gate.buckets if b.top == v.top)
+    return dict(past_scores=_list(s.score[back.start:n.rows.start]), platt=vars(n.platt), net=_list(s.net[back]), status=[str(o) for o in s.status[back]],
+                bucket=dict(top=b.top, alpha=n.gate.rule.alpha/len(n.gate.ladders), votes=_list(b.votes), n=b.n, hits=b.hits, need=n.gate.rule.need(n.odds.breakeven)))
+
+# %% ../../nbs/trade/48_signals.ipynb #012f9628
+def option_grounds(
+    st:Stage,
+    t:Ticket, # of an offer
+    record, # of the desk
+    d:int, # session index
+    n:Night, # of the record's shadow
+) -> dict: # plain numbers and texts
+    "What an option ticket rests on."
+    mine = [o for o in record.moments if o.day == d and o.offer]; k = next(i for i, o in enumerate(mine) if o.look.at == t.issued_at)
+    o, rank = mine[k], float(n.rank[k]); view = swing.View(o.offer.p_win, rank, float(n.platt(o.offer.p_win)))
+    return record.why(o) | dict(id=t.id, head=OPTION, p_raw=view.p_raw, rank=rank) | chances(st.shadows[OPTION], d, n, swing.weigh(view, n.gate, n.odds)[1])
 
 # %% ../../nbs/trade/48_signals.ipynb #0c09738c
 def _list(a): return [None if o != o else float(o) for o in a]
@@ -230,10 +245,10 @@ def walk(
         night = {h: next(o) for h, o in streams.items()}
         for h, n in night.items(): kept[h][0, n.rows] = n.rank; kept[h][1, n.rows] = n.platt(st.shadows[h].score[n.rows]) if n.platt else np.nan
         if d < st.first: continue
-        words, became = day_words(st, d, night, done if desk is None or d != newest else desk, options)
+        words, became = day_words(st, d, night, done if desk is None or d < newest else desk, options)
         for t in (o for ws in words.values() for o in ws if isinstance(o, Ticket)):
             done.append((t, became[t.id] if t.id in became else settle(t, l, costs, qty, paid))); upper[t.id] = _upper(night, t)
-            if d == newest and t.kind == 'swing': why[t.id] = grounds(st, t, head_of(t), d, night[head_of(t)])
+            if d >= newest: why[t.id] = grounds(st, t, head_of(t), d, night[head_of(t)]) if t.kind == 'swing' else option_grounds(st, t, options, d, night[OPTION])
         said += [_row(o) for ws in words.values() for o in ws if isinstance(o, Silence)]
         current |= {h: ws if h == 'swing' else ws[-1:] for h, ws in words.items() if ws}
         progress(d + 1, len(st.days), 'signals')
