@@ -74,3 +74,36 @@ def test_the_record_is_the_same_again(market, record):
     panel, ev, d, chain, _ = market
     again = desk.on_record(panel, ev, lambda day: chain if day == panel.days[d] else None)
     assert [o.offer for o in again.moments] == [o.offer for o in record.moments]
+
+
+def told(r): return [(o.day, o.minute, o.offer, repr(o.outcome), o.look.at, o.look.px, o.look.iv_ratio, o.look.faults) for o in r.moments]
+
+
+@pytest.fixture
+def folder(market, tmp_path):
+    "The chain of the market's day in a data folder, as the recorder writes it."
+    from spyresearch.tws.chain import COLUMNS, _log
+    panel, _, d, chain, _ = market; log = _log(tmp_path/'original_data'/'chain')
+    log.append(panel.days[d], [(t.isoformat(), *r) for t, *r in chain.assign(status='ok').reindex(columns=COLUMNS).itertuples()]); log.close()
+    return desk.Chains(tmp_path)
+
+
+def test_what_was_found_is_kept_and_counts_while_nothing_under_it_has_changed(market, record, folder, monkeypatch):
+    panel, ev, d, *_ = market; first = desk.on_record(panel, ev, folder); looks, real = [], desk.look
+    monkeypatch.setattr(desk, 'look', lambda *a, **k: looks.append(1) or real(*a, **k))
+    def run(p=panel, e=ev, costs=Costs()): looks.clear(); return told(desk.on_record(p, e, folder, costs)), len(looks)
+    n = len(first); assert told(first) == told(record) and run() == (told(first), 0)
+    assert run(costs=Costs('fixed'))[1] == n and run() == (told(first), n) and run() == (told(first), 0)
+    high = panel.high.copy(); high[d, 300] += 5; assert run(replace(panel, high=high))[1] == n
+    paid = panel.dividend.copy(); paid[d + 1] = .5; assert run(replace(panel, dividend=paid))[1] == n
+    later = panel.close.copy(); later[d + 1, 100:] += .01; run(); assert run(replace(panel, close=later))[1] == 0 # what came after a session changes nothing of it
+    monkeypatch.setattr(desk, 'code_hash', lambda: 'another'); assert run()[1] == n
+    kept = folder.file(panel.days[d]); kept.write_text(kept.read_text()[:500]); assert run() == (told(first), n)
+    path = folder.root/'original_data'/'chain'/f'{panel.days[d]}.csv'; path.write_text('\n'.join(path.read_text().split('\n')[:-3]) + '\n'); assert run()[1] == n
+    path.unlink(); assert desk.on_record(panel, ev, folder) is None
+
+
+def test_kept_offers_are_grounds_enough(market, folder):
+    "A ticket on a kept offer has its grounds, cell by cell."
+    panel, ev, d, *_ = market; desk.on_record(panel, ev, folder); r = desk.on_record(panel, ev, folder); o = next(o for o in r.moments if o.offer)
+    b = r.why(o); assert b['day'] == str(panel.days[d]) and b['minute'] == o.minute and o.offer.con_id in b['rows']['con_id'] and b['px'] == o.look.px and not o.look.finds

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['OLDEST', 'N', 'EVERY', 'stood', 'paths_now', 'Moment', 'plan_of', 'is_asked', 'Record', 'shadow_of', 'day_moments',
-           'on_record', 'chain_in', 'chains_of', 'stretches_near', 'touch_of', 'basis', 'looked_again']
+           'chain_in', 'Chains', 'chains_of', 'stretches_near', 'touch_of', 'basis', 'looked_again', 'code_hash',
+           'digests', 'kept', 'on_record']
 
 # %% ../../nbs/trade/52_desk.ipynb #328b8213
-from dataclasses import dataclass, replace
-from datetime import date
-from functools import partial
+import hashlib, json
+from dataclasses import asdict, dataclass, replace
+from datetime import date, timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core import quiet
+from .. import core
+from ..core import ET, atomic_write, file_hash, quiet
 from ..features.recorded import CHAINS
 from ..models.races import forecast_at, scale_of
 from ..models.targets import known_close, last_minute
@@ -120,34 +123,19 @@ def day_moments(
         out.append(Moment(d, m, replace(x, board=None), best, best and follow(plan_of(best, at, panel.provenance), l, quotes_of(chain, best.con_id), costs)))
     return out
 
-def on_record(
-    panel, # a `Panel`, up to now
-    evaluation, # of the same days
-    chain_of, # day -> the recorded chain, or None
-    costs:Costs=Costs(),
-    progress=quiet, # (done, total, what)
-) -> Record|None: # None without a recorded chain on a scored day
-    "The best offers of all recorded days."
-    panel = panel.days_upto(len(evaluation.days)); w = panel.windows(); sigma = forecast_at(evaluation, w); ask = is_asked(panel, w.day, w.minute)
-    days, moments = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST], []
-    for k, d in enumerate(days): # one chain at a time: a day of one fills tens of megabytes
-        rows, chain = np.flatnonzero((w.day == d) & ask), chain_of(panel.days[d])
-        if chain is not None and len(chain) and len(rows): moments += day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs)
-        progress(k + 1, len(days), 'options')
-    def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
-    return Record(moments, shadow_of(moments), panel.days, why) if moments else None
-
-def _learned(w, sigma, d):
-    "Paths and clock as the sessions before one teach them."
-    p, old = w.panel, w.day < d
-    return Touch().fit(w[old], sigma[old]), learn_clock(p, session(p.days[d]).open.to_pydatetime(), dividends_of(p))
-
 # %% ../../nbs/trade/52_desk.ipynb #555c6690
 def chain_in(root, day) -> pd.DataFrame|None: # of a data folder
     "A day's recorded chain, or None; a file that does not count is a `DataError`."
     return read_chain_day(Path(root)/CHAINS, day) if chain_file(Path(root)/CHAINS, day) else None
 
-def chains_of(store) -> callable: return partial(chain_in, store.root) # day -> its chain, or None
+@dataclass(frozen=True)
+class Chains:
+    "The recorded chains of a data folder, by day; what is offered on them is kept in its cache."
+    root: Path
+    def __call__(self, day): return chain_in(self.root, day)
+    def file(self, day): return self.root/'cache'/'offers'/f'{day}.json'
+
+def chains_of(store) -> Chains: return Chains(Path(store.root)) # day -> its chain, or None
 
 # %% ../../nbs/trade/52_desk.ipynb #fd39b734
 def _plain(a): return [None if o != o else o for o in np.asarray(a).tolist()]
@@ -195,3 +183,68 @@ def looked_again(
     s = session(day); left = s.n_minutes - 1 - m; px = float(known_close(g)[g.days.index(day), m])
     clock, paths = learn_clock(g, s.open.to_pydatetime(), paid), paths_now(touch_of(b['stretches'], g), sigma, m, left, px)
     return look((s.open + pd.Timedelta(minutes=m + 1)).to_pydatetime(), px, rows, clock, paths, float(unit(sigma[None], np.array([left]))[0]), Costs(b['plan']), paid)
+
+# %% ../../nbs/trade/52_desk.ipynb #6f4714b4
+@cache
+def code_hash() -> str: "Hash of the package's own source."; return hashlib.sha256(b''.join(o.read_bytes() for o in sorted(Path(core.__file__).parent.rglob('*.py')))).hexdigest()
+
+def digests(w, sigma:np.ndarray, costs:Costs) -> list: # of text, one a session
+    "What the offers of each session rest on, but its chain."
+    p, h, ends, out, paid = w.panel, hashlib.sha256(repr((costs, code_hash())).encode()), np.searchsorted(w.day, np.arange(len(w.panel.days) + 1)), [], dividends_of(w.panel)
+    for d, day in enumerate(p.days):
+        r = slice(*ends[d:d + 2]); ahead = [(k, v) for k, v in paid.items() if day < k <= day + timedelta(days=21)]
+        for o in (p.open[d], p.high[d], p.low[d], p.close[d], w.minute[r], sigma[r]): h.update(np.ascontiguousarray(o).tobytes())
+        h.update(repr((day, int(p.n[d]), float(p.dividend[d]))).encode()); out.append(hashlib.sha256(repr((h.hexdigest(), ahead)).encode()).hexdigest())
+    return out
+
+# %% ../../nbs/trade/52_desk.ipynb #b8f73f59
+def _told(o:Moment) -> dict: return dict(minute=o.minute, at=o.look.at, px=o.look.px, iv_ratio={str(k): v for k, v in o.look.iv_ratio.items()}, faults=o.look.faults, offer=o.offer and asdict(o.offer), outcome=o.outcome and asdict(o.outcome))
+
+def _times(o, cls):
+    "A dataclass from JSON, its times in New York."
+    def when(v): return v and pd.Timestamp(v).tz_convert(ET)
+    o = o | {k: when(o[k]) for k in ('trigger_until', 'time_stop', 'entry_at', 'exit_at') if k in o}
+    return cls(**o | ({'changes': tuple((s, when(t), y) for s, t, y in o['changes'])} if 'changes' in o else {}))
+
+def _moment(o:dict, d:int) -> Moment:
+    look = Look(pd.Timestamp(o['at']).tz_convert(ET), o['px'], pd.DataFrame(), [], None, {}, {date.fromisoformat(k): v for k, v in o['iv_ratio'].items()}, o['faults'])
+    return Moment(d, o['minute'], look, o['offer'] and _times(o['offer'], Offer), o['outcome'] and _times(o['outcome'], Outcome))
+
+def kept(
+    chain_of, # day -> the recorded chain, or None; of `Chains` the offers are kept
+    day:date, d:int, # the session and its place
+    said:str, # of `digests`
+    find, # chain -> Moments
+) -> list: # of Moment
+    "The moments of a day, from the cache where they still count."
+    def found(): return find(chain) if (chain := chain_of(day)) is not None and len(chain) else []
+    if not isinstance(chain_of, Chains) or not (path := chain_file(chain_of.root/CHAINS, day)): return found()
+    said, at = hashlib.sha256((said + file_hash(path)).encode()).hexdigest(), chain_of.file(day)
+    try: old = json.loads(at.read_text('utf8'))
+    except (OSError, ValueError): old = {}
+    if old.get('said') == said: return [_moment(o, d) for o in old['moments']]
+    out = found(); atomic_write(at, json.dumps(dict(said=said, moments=[_told(o) for o in out]), default=lambda o: o.item() if isinstance(o, np.generic) else str(o)))
+    return out
+
+# %% ../../nbs/trade/52_desk.ipynb #dfc03f6e
+def on_record(
+    panel, # a `Panel`, up to now
+    evaluation, # of the same days
+    chain_of, # day -> the recorded chain, or None
+    costs:Costs=Costs(),
+    progress=quiet, # (done, total, what)
+) -> Record|None: # None without a recorded chain on a scored day
+    "The best offers of all recorded days."
+    panel = panel.days_upto(len(evaluation.days)); w = panel.windows(); sigma = forecast_at(evaluation, w); ask, said = is_asked(panel, w.day, w.minute), digests(w, sigma, costs)
+    days, moments = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST], []
+    for k, d in enumerate(days): # one chain at a time: a day of one fills tens of megabytes
+        rows = np.flatnonzero((w.day == d) & ask)
+        if len(rows): moments += kept(chain_of, panel.days[d], d, said[d], lambda chain: day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs))
+        progress(k + 1, len(days), 'options')
+    def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
+    return Record(moments, shadow_of(moments), panel.days, why) if moments else None
+
+def _learned(w, sigma, d):
+    "Paths and clock as the sessions before one teach them."
+    p, old = w.panel, w.day < d
+    return Touch().fit(w[old], sigma[old]), learn_clock(p, session(p.days[d]).open.to_pydatetime(), dividends_of(p))
