@@ -17,6 +17,7 @@ import pandas as pd
 from . import figures
 from .core import is_tradable, stamp
 from .bar import BENCHMARKS, HORIZONS, at, reason
+from .models.experiment import BUILT
 from .models.metrics import BANDS as ENDS
 from .models.targets import HORIZONS as SPANS, QUANTILES, last_minute
 from .page import Markup, card, esc, fold, grid, missing, num, points, table, tag, together
@@ -226,11 +227,13 @@ def equity(
 def ledger(
     n:int|None, # configurations tried
     money:bool=True, # there is a backtest whose luck they bear on
+    built:dict=BUILT, # what was built -> configurations tried meanwhile
 ) -> Markup:
     "How often one tried before one found."
-    if n is None: return tag('p', 'Configurations tried: ', num(None), ' (no ledger was kept).')
+    before = tag('p', tag('b', f'{sum(built.values()):,} configurations more'), f" were tried on the open days while the models were built ({', '.join(f'{k} {v:,}' for k, v in built.items())}; counted from notes). No number on this page is discounted for them.", cls='small')
+    if n is None: return together([tag('p', 'Configurations tried: ', num(None), ' (no ledger was kept).'), before])
     tried = tag('b', f'{n:,} forecaster configuration{"" if n == 1 else "s"} tried')
-    return tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '; the deflated Sharpe ratio takes this count into account. The settings of the trading rules are fixed in advance and not searched.' if money else '.')
+    return together([tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '; the deflated Sharpe ratio takes this count into account. The settings of the trading rules are fixed in advance and not searched.' if money else '.'), before])
 
 # %% ../nbs/60_report.ipynb #a6d273de
 def _if(d, part, key, v, what='net_bp_per_trade'): return next((at(o, what) for o in at(d, part) or [] if at(o, key) == v), None) # what a what-if found

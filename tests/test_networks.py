@@ -1,5 +1,6 @@
 """Networks on made bars: causal, the same again, resumed from a folder, whole on disk, and asked as NeuralForecast asks them."""
 import io
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,8 +12,11 @@ from conftest import need
 from spyresearch.core import ModelError
 from spyresearch.models import networks as nw
 from spyresearch.models.bank import bank
+from spyresearch.models.experiment import MEMBERS, evaluate
 from spyresearch.models.forecaster import Targets, load
+from spyresearch.models.parallel import walk_in
 from spyresearch.models.windows import Panel
+from spyresearch.skill import trained
 from spyresearch.tws.market import demo_tape
 
 PATHS = ('spyresearch.models.networks', 'spyresearch.models.experiment')
@@ -88,6 +92,18 @@ def test_a_member_is_whole_on_disk_and_a_foreign_byte_is_refused(panel, deep, tm
     known = np.isfinite(q[:, 0, 0]); assert known.any() and (np.diff(q[known, :4], axis=-1) >= -1e-12)[np.isfinite(q[known, :4, 1:])].all()
     weights = folder/'params.npz'; data = bytearray(weights.read_bytes()); data[len(data)//2] ^= 1; weights.write_bytes(data)
     with pytest.raises(ModelError): load(folder)
+
+
+def test_how_it_was_trained_reaches_the_page_from_what_was_kept(panel, deep, tmp_path, monkeypatch):
+    class Short(nw.Nhits): seeds = 1
+    monkeypatch.setitem(MEMBERS, 'nhits', Short)
+    def told(): return json.loads(json.dumps(evaluate(panel, 'const,har,nhits', run=walk_in(tmp_path)).to_json()))['models']
+    with nw.kept_in(tmp_path/'cache'/'networks'): first = told()
+    made, again = sorted((tmp_path/'cache'/'networks').glob('*.npz')), told()
+    assert made and again['training'] == first['training'] and again['tries'] == first['tries'] == dict(const=1, har=1, nhits=1) # the second walk had nothing to train
+    run = first['training']['nhits'][-1]; looks = [o['step'] for o in run['curve']]
+    assert looks[0] == 0 and looks[-1] == run['steps'] and run['kept'] in looks[1:] and run['serves'] and min(o['judges'] for o in run['curve'][1:]) == run['curve'][looks.index(run['kept'])]['judges']
+    page = trained(dict(models=first, built=dict(networks=17), horizons={})); assert page.count('<svg') == 1 and '17 of the three' in page and ('trained: 1 network' in page or 'not trained to any use' in page)
 
 
 def test_no_object_is_unpickled(tmp_path):

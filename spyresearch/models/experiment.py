@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUILT', 'CANDIDATES', 'RATE', 'SMALL', 'MEMBERS', 'ALL', 'SETS', 'SYSTEM', 'THIRDS', 'PROBABILITIES', 'SCHEMA',
-           'Ledger', 'weights', 'chosen', 'carried', 'Evaluation', 'step', 'in_turn', 'table_of', 'once', 'mean_of_all',
-           'blend', 'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
+           'Ledger', 'weights', 'chosen', 'carried', 'Evaluation', 'step', 'in_turn', 'each_once', 'table_of', 'once',
+           'mean_of_all', 'blend', 'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
 
 # %% ../../nbs/models/50_experiment.ipynb #92c17b46
 import hashlib, json
@@ -45,7 +45,9 @@ class Ledger:
         key = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
         if key not in self.keys(): (self.tried if self.journal is None else self.journal).append(dict(key=key, config=config))
         return key
-    def keys(self) -> list: return [o['key'] for o in (self.tried if self.journal is None else self.journal.read())]
+    def all(self) -> list: return self.tried if self.journal is None else self.journal.read() # of dict(key, config)
+    def keys(self) -> list: return [o['key'] for o in self.all()]
+    def tries(self, member:str) -> int: return len({o['key'] for o in self.all() if o['config'].get('model') == member}) # of one member
     def __len__(self): return len(set(self.keys()))
 
 # %% ../../nbs/models/50_experiment.ipynb #421444a1
@@ -103,6 +105,8 @@ class Evaluation:
     left_out: dict = field(default_factory=dict) # member of the set -> why it could not take part
     weights: dict = field(default_factory=dict) # horizon -> frame of the candidates' weights, a row a day
     answered: dict = field(default_factory=dict) # member with a twin -> frame of who answered each row, and why
+    training: dict = field(default_factory=dict) # member of networks -> how each network was trained
+    tries: dict = field(default_factory=dict) # member -> its configurations in the ledger
     frozen: np.ndarray = None # [N, 9, 21] what the system would have said without learning from its own outcomes
     outside: np.ndarray = None # bool [N] would it have been refused as strange?
     strange: dict|str = '' # date -> why its first such origin would have been; a text: why nothing was judged
@@ -133,11 +137,11 @@ def step(
     w, targets, # windows and labels of all origins
     block:Fold,
     seed:int,
-) -> tuple: # quantiles float32 [n, 9, 21], sigma float32 [n, 9], and, for a class with a twin, a frame of who answered each row and why
+) -> tuple: # quantiles float32 [n, 9, 21]; sigma float32 [n, 9]; for a class with a twin, a frame of who answered each row and why; how its networks were trained, a dict each
     "One member over one fold."
     old, new = w.day < block.start, block.scores(w.day)
     model = make().fit(w[old], targets[old].only(block.teaches(w.day[old])), seed)
-    return model.quantiles(w[new]).astype(np.float32), model.sigma(w[new]).astype(np.float32), model.answered(w[new]) if make.twin is not None else None
+    return model.quantiles(w[new]).astype(np.float32), model.sigma(w[new]).astype(np.float32), model.answered(w[new]) if make.twin is not None else None, model.notes.get('training', [])
 
 def in_turn(names, w, targets, blocks, seed, progress): # yields names, each with its steps or the ModelError that ended them
     "All members over all folds."
@@ -147,6 +151,17 @@ def in_turn(names, w, targets, blocks, seed, progress): # yields names, each wit
             for i, block in enumerate(blocks): steps.append(step(MEMBERS[name], w, targets, block, seed)); progress(k*len(blocks) + i + 1, len(names)*len(blocks), name)
         except ModelError as e: steps = e
         yield name, steps
+
+# %% ../../nbs/models/50_experiment.ipynb #c63bd253
+def each_once(
+    courses:list, # of every fold: a dict for each network
+    starts:list, # first scored date of every fold
+) -> list: # of dicts, with `one` (which of its date) and `serves` (dates)
+    "How each network was trained."
+    out = {}
+    for course, start in zip(courses, starts):
+        for i, o in enumerate(course): out.setdefault((o['until'], i), o | dict(one=i, serves=[]))['serves'].append(str(start))
+    return list(out.values())
 
 # %% ../../nbs/models/50_experiment.ipynb #ac458863
 def table_of(w, blocks) -> pd.DataFrame:
@@ -201,13 +216,14 @@ def evaluate(
     for name in names: ledger.add(MEMBERS[name].config())
     with stopwatch() as watch:
         w = panel.windows(); targets, now = Targets.of(w), w.day >= blocks[0].start
-        ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger))
+        ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger), tries={o: ledger.tries(o) for o in names})
         for name, steps in run(names, w, targets, blocks, seed, progress):
             if isinstance(steps, ModelError):
                 if members not in SETS or name in BASELINES: raise steps
                 ev.left_out[name] = f'{steps.what}; {steps.why}'; continue
-            q, sigma, who = zip(*steps); ev.q[name], ev.sigma[name] = np.concatenate(q), np.concatenate(sigma)
+            q, sigma, who, course = zip(*steps); ev.q[name], ev.sigma[name] = np.concatenate(q), np.concatenate(sigma)
             if who[0] is not None: ev.answered[name] = pd.concat(who, ignore_index=True)
+            if any(course): ev.training[name] = each_once(course, [panel.days[b.start] for b in blocks])
         ev.members = tuple(o for o in names if o not in ev.left_out)
         blend(ev)
         try: ev.outside, ev.strange = vetoed(w, blocks)
@@ -325,9 +341,9 @@ def to_json(self:Evaluation) -> dict:
     "The evaluation as the contract has it."
     scored = sorted(set(self.origins.day[self.origins.counted]))
     models = dict(system=self.system, members=list(self.members), candidates=[o for o in CANDIDATES if o in self.members], left_out=self.left_out,
-        weights={h: w.iloc[-1].to_dict() for h, w in self.weights.items()}, answered={k: v.by.replace('', 'nobody').value_counts(normalize=True).to_dict() for k, v in self.answered.items()})
+        weights={h: w.iloc[-1].to_dict() for h, w in self.weights.items()}, answered={k: v.by.replace('', 'nobody').value_counts(normalize=True).to_dict() for k, v in self.answered.items()}, training=self.training, tries=self.tries)
     return plain(dict(span=[o.isoformat() for o in (scored[0], scored[-1])] if scored else [], provenance=self.provenance, n_days=len(scored), n_sessions=len(self.days),
-        git=git_revision(), seed=self.seed, seconds=self.seconds, n_trials=self.trials, n_built=sum(BUILT.values()), models=models, horizons={h: self._entry(h) for h in HORIZONS}))
+        git=git_revision(), seed=self.seed, seconds=self.seconds, n_trials=self.trials, n_built=sum(BUILT.values()), built=BUILT, models=models, horizons={h: self._entry(h) for h in HORIZONS}))
 
 # %% ../../nbs/models/50_experiment.ipynb #38686c77
 @patch

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAST', 'STEPS', 'READ', 'SPREAD', 'BESIDE', 'FEWER', 'NEAR', 'CLIP', 'SIZES', 'CLASSES', 'TAIL', 'PASSES', 'AGAIN',
-           'BATCH', 'RATE', 'DECAY', 'PINBALL', 'CHECKS', 'EVERY', 'EARLIEST', 'FOLDER', 'SHARE', 'NETWORKS', 'ahead',
-           'outlook', 'beside', 'beforehand', 'at_origin', 'units', 'window', 'taught', 'fits_of', 'torch_alone',
-           'deep', 'columns_of', 'built', 'correction', 'measured', 'loss_of', 'judged', 'weights_of', 'put_weights',
-           'train', 'kept_in', 'packed', 'unpacked', 'key_of', 'settings', 'network', 'latest', 'think', 'said',
-           'Network', 'Nhits', 'Nbeatsx', 'Tft']
+           'BATCH', 'RATE', 'DECAY', 'PINBALL', 'CHECKS', 'EVERY', 'EARLIEST', 'FOLDER', 'FORMAT', 'SHARE', 'NETWORKS',
+           'ahead', 'outlook', 'beside', 'beforehand', 'at_origin', 'units', 'window', 'taught', 'fits_of',
+           'torch_alone', 'deep', 'columns_of', 'built', 'correction', 'measured', 'loss_of', 'judged', 'weights_of',
+           'put_weights', 'train', 'kept_in', 'packed', 'unpacked', 'key_of', 'settings', 'network', 'latest', 'think',
+           'said', 'Network', 'Nhits', 'Nbeatsx', 'Tft', 'course']
 
 # %% ../../nbs/models/43_networks.ipynb #684d3b94
 import hashlib, json, logging, os, random, warnings
@@ -194,26 +194,27 @@ def train(
     kind:str, seed:int,
     parent:dict=None, # what it goes on from
     passes:int=None, # over the lessons
-) -> dict: # weights and moments by name; columns; `curve` [checks, 4]: step, loss in training, both losses of the judges
+) -> dict: # weights and moments by name; columns; `warm`; `curve` [1 + checks, 4]: step, loss in training since the look before, both losses of the judges
     "One network."
     t = taught(panel, stop); net = {k: o for k, o in (parent or measured(t, panel, kind, stop)).items() if k != 'curve'}
     judge, learn = np.flatnonzero(t['s'] >= stop - TAIL), np.flatnonzero(t['s'] < stop - TAIL - 1)
     if len(learn) < BATCH: raise ModelError(f'{kind} needs {BATCH} lessons', f'there are {len(learn)} before the {TAIL} sessions that judge', 'deepen the history')
     passes = passes or (AGAIN if parent else PASSES); each = len(learn)//BATCH; total = passes*each
-    rng, curve, best, running = np.random.default_rng(seed), [], (np.inf, None), 0.
+    rng, best, running = np.random.default_rng(seed), (np.inf, None), []
     with torch_alone(seed) as torch:
         model = built(kind, net['columns'], seed); model = put_weights(torch, model, net) if parent else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE/3 if parent else RATE, total_steps=total + 1)
         order = np.concatenate([rng.permutation(learn)[:each*BATCH] for _ in range(passes)]).reshape(total, BATCH); model.train()
+        curve = [[0, judged(torch, model, net, panel, t, learn[::len(learn)//2048 + 1])@[1, PINBALL], *judged(torch, model, net, panel, t, judge)]]
         for step, rows in enumerate(order, 1):
             square, pinball = loss_of(torch, model, net, panel, t, rows); loss = square + PINBALL*pinball
             optimizer.zero_grad(); loss.backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step(); rate.step()
-            running += float(loss.detach())
+            running.append(float(loss.detach()))
             if step % max(total//(CHECKS*passes), 1) == 0 or step == total:
-                now = judged(torch, model, net, panel, t, judge); curve.append([step, running/step, *now])
+                now = judged(torch, model, net, panel, t, judge); curve.append([step, np.mean(running), *now]); running = []
                 if now@[1, PINBALL] < best[0]: best = now@[1, PINBALL], weights_of(model)
-    return net | best[1] | dict(curve=np.array(curve))
+    return net | best[1] | dict(curve=np.array(curve), warm=np.array(parent is not None))
 
 # %% ../../nbs/models/43_networks.ipynb #64a3592f
 EVERY, EARLIEST = 126, 100 # sessions between two networks; before the first
@@ -238,9 +239,11 @@ def unpacked(data:bytes) -> dict:
     return net | dict(columns=tuple(json.loads(str(net['columns']))))
 
 # %% ../../nbs/models/43_networks.ipynb #00052685
+FORMAT = 2 # of what is kept
+
 def key_of(panel, stop, kind, seed) -> str: # 24 hexadecimal digits
     "All that a network is made from."
-    b = bank(panel); h = hashlib.sha256(json.dumps([kind, seed, stop, SIZES[kind], settings()], sort_keys=True).encode())
+    b = bank(panel); h = hashlib.sha256(json.dumps([FORMAT, kind, seed, stop, SIZES[kind], settings()], sort_keys=True).encode())
     for o in (b.x[:stop], b.slots.close[:stop], held(panel)[:stop], *(b.sums[k][:stop] for k in ('usual', 'fomc'))): h.update(np.ascontiguousarray(o).tobytes())
     return h.hexdigest()[:24]
 
@@ -307,7 +310,7 @@ class Network(Scale):
     def remember(self, panel, stop, h, seed):
         super().remember(panel, stop, h, seed)
         if h in AHEAD: self.params[f'then_{h}'] = learned(panel, latest(stop), h)
-        if h == '5': self._keep([network(panel, latest(stop), self.kind, seed + i) for i in range(self.seeds)])
+        if h == '5': self._keep([network(panel, latest(stop), self.kind, seed + i) for i in range(self.seeds)], bank(panel).days[latest(stop) - 1])
 
 class Nhits(Network): name = kind = 'nhits'
 class Nbeatsx(Network): name = kind = 'nbeatsx'
@@ -315,13 +318,22 @@ class Tft(Network): name, kind, seeds = 'tft', 'tft', 1
 
 NETWORKS = {o.name: o for o in (Nhits, Nbeatsx, Tft)}
 
+# %% ../../nbs/models/43_networks.ipynb #6fcedabd
+def course(
+    net:dict, # of `network`
+    until, # the last session that taught or judged it
+) -> dict: # as JSON has it
+    "How a network was trained."
+    c = net['curve']; judges = c[:, 2:]@[1, PINBALL]; look = lambda i: dict(step=int(c[i, 0]), training=round(float(c[i, 1]), 5), judges=round(float(judges[i]), 5))
+    return dict(until=str(until), warm=bool(net['warm']), steps=int(c[-1, 0]), kept=int(c[1 + judges[1:].argmin(), 0]), seconds=round(float(net['seconds']), 1),
+                parameters=int(sum(v.size for k, v in net.items() if k.startswith('w_'))), curve=[look(i) for i in range(len(c))])
+
 # %% ../../nbs/models/43_networks.ipynb #e3ffacf7
 @patch
-def _keep(self:Network, nets):
+def _keep(self:Network, nets, until):
     "Weights as parameters, the course of training as notes."
     self.params |= {f'net{i}': np.frombuffer(packed(o), np.uint8) for i, o in enumerate(nets)}
-    self.notes['training'] = [dict(steps=int(o['curve'][-1, 0]), seconds=round(float(o['seconds']), 1), parameters=int(sum(v.size for k, v in o.items() if k.startswith('w_'))),
-        curve=[dict(step=int(a), training=round(float(b), 4), square=round(float(c), 4), pinball=round(float(d), 4)) for a, b, c, d in o['curve']]) for o in nets]
+    self.notes['training'] = [course(o, until) for o in nets]
 
 @patch
 def outputs(self:Network, windows) -> tuple: # [N, 4, 21] added to the base; [4, 21] the base; [N, 4] correction

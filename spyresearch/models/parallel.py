@@ -46,7 +46,7 @@ def data_words(
 
 # %% ../../nbs/models/52_parallel.ipynb #14f5fa5e
 Job = namedtuple('Job', 'name make block') # a member, its class, a fold
-FORMAT, LIBRARIES = 1, ('numpy', 'scipy', 'pandas', 'xgboost-cpu', 'statsforecast', 'scikit-learn', 'torch', 'neuralforecast')
+FORMAT, LIBRARIES = 2, ('numpy', 'scipy', 'pandas', 'xgboost-cpu', 'statsforecast', 'scikit-learn', 'torch', 'neuralforecast')
 
 def _word(*arrays): return hashlib.sha256(b''.join(repr((a.dtype.str, a.shape)).encode() + a.tobytes() for a in arrays)).hexdigest()
 
@@ -75,8 +75,8 @@ class Pieces:
         piece:tuple, # of `step`
     ):
         "Keep a piece."
-        q, sigma, who = piece
-        data = pack(dict(key=key, q=q, sigma=sigma) | ({} if who is None else {k: who[k].to_numpy(str) for k in who}), small=True); atomic_write(self.path(key), data + hashlib.sha256(data).digest())
+        q, sigma, who, course = piece
+        data = pack(dict(key=key, q=q, sigma=sigma, course=json.dumps(course)) | ({} if who is None else {k: who[k].to_numpy(str) for k in who}), small=True); atomic_write(self.path(key), data + hashlib.sha256(data).digest())
 
 @patch
 def get(self:Pieces,
@@ -90,8 +90,8 @@ def get(self:Pieces,
     got = unpack(data[:-32])
     if str(got.pop('key')) != key: return self.aside(key, 'it is another piece under this name')
     os.utime(self.path(key)) # the newest of all
-    q, sigma = got.pop('q'), got.pop('sigma')
-    return q, sigma, pd.DataFrame({k: v.astype(object) for k, v in got.items()}) if got else None
+    q, sigma, course = got.pop('q'), got.pop('sigma'), json.loads(str(got.pop('course')))
+    return q, sigma, pd.DataFrame({k: v.astype(object) for k, v in got.items()}) if got else None, course
 
 # %% ../../nbs/models/52_parallel.ipynb #7c1421bf
 @patch
