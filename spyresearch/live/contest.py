@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core import ModelError, UsageError
 from ..models.experiment import plain
-from ..models.metrics import dm_t, inside, pinball_bp
+from ..models.metrics import dm_t, inside, pinball_bp, skill_pct
 from ..models.targets import AHEAD, FIRST, QUANTILES, returns
 from ..sessions import session
 
@@ -108,7 +108,7 @@ def paired(a:Past, b:Past) -> tuple: # two `Past` of the same days
 
 def relative(o:Past, unit:Past) -> np.ndarray: # [D], NaN where a horizon has no label
     "Daily loss in units of a mean daily loss, all horizons alike."
-    return (o.loss/np.nanmean(unit.loss, 0)).mean(1) if len(o.days) else np.zeros(0)
+    return (o.loss/np.ma.masked_invalid(unit.loss).mean(0).filled(np.nan)).mean(1) if len(o.days) else np.zeros(0)
 
 # %% ../../nbs/live/43_contest.ipynb #9de26f59
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def compared(a:Past, b:Past) -> dict:
     "The numbers that decide; `a` and `b` of the same days."
     la, lb = relative(a, a), relative(b, a)
     def gap(o): return abs(100*np.nansum(o.cover80*o.n, 0)/np.maximum(o.n.sum(0), 1) - 80)
-    return dict(n_days=len(a.days), t=dm_t(lb, la), saved_pct=100*float(1 - np.nanmean(lb)/np.nanmean(la)) if len(la) else np.nan, gap_champion=gap(a).tolist(), gap_challenger=gap(b).tolist(),
-                worst=float(np.nanmax(lb)/np.nanmax(la)) if len(la) else np.nan, unanswered=int(np.maximum(a.n - b.n, 0).sum()))
+    ok = np.isfinite(la + lb); worst = float(lb[ok].max()/la[ok].max()) if ok.any() else np.nan
+    return dict(n_days=len(a.days), t=dm_t(lb, la), saved_pct=skill_pct(lb, la), gap_champion=gap(a).tolist(), gap_challenger=gap(b).tolist(), worst=worst, unanswered=int(np.maximum(a.n - b.n, 0).sum()))
 
 def decide(
     champion:Past, challenger:Past,
@@ -135,7 +135,7 @@ def decide(
     if n < LOOKS[-1] and n not in LOOKS: return Verdict('wait', f'{n} sessions; it is decided after {min(o for o in LOOKS if o > n)}', f)
     why = [] if t > SURE else [f'not surely better: t {t:.2f}, above {SURE} is needed']
     why += [f'worse calibrated at {h} minutes: {b:.1f} points off, the champion {a:.1f}' for h, a, b in zip(AHEAD, f['gap_champion'], f['gap_challenger']) if b > a + MARGIN]
-    if f['worst'] > WORSE: why.append(f"its worst day is worse: {100*(f['worst'] - 1):+.1f} %")
+    if f['worst'] is None or f['worst'] > WORSE: why.append(f"its worst day is worse: {100*((f['worst'] or np.nan) - 1):+.1f} %")
     if not why: return Verdict('promote', f"better by {f['saved_pct']:.2f} %, t {t:.2f}, over {n} sessions; no worse calibrated, no worse worst day", f)
     over = n >= LOOKS[-1] or t < -SURE or t > SURE
     return Verdict('drop' if over else 'wait', '; '.join(why), f)
