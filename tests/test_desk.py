@@ -107,3 +107,9 @@ def test_kept_offers_are_grounds_enough(market, folder):
     "A ticket on a kept offer has its grounds, cell by cell."
     panel, ev, d, *_ = market; desk.on_record(panel, ev, folder); r = desk.on_record(panel, ev, folder); o = next(o for o in r.moments if o.offer)
     b = r.why(o); assert b['day'] == str(panel.days[d]) and b['minute'] == o.minute and o.offer.con_id in b['rows']['con_id'] and b['px'] == o.look.px and not o.look.finds
+
+
+def test_from_quotes_that_are_served_again_no_head_learns(market):
+    "What was offered on a replayed chain is listed with its outcome, and is no evidence."
+    panel, ev, d, chain, _ = market; r = desk.on_record(replace(panel, provenance='replay:chains'), ev, lambda day: chain if day == panel.days[d] else None)
+    assert any(o.outcome and np.isfinite(o.outcome.net_usd) for o in r.moments) and np.isnan(r.shadow.net).all() and np.isnan(r.shadow.up).all()

@@ -237,7 +237,7 @@ def test_an_option_on_record_is_followed_at_recorded_quotes_and_scored_once(tmp_
 def test_the_rate_of_a_bucket_counts_days(wins, a_day):
     "Copies of a day's outcome add nothing; the bounds hold the rate; nothing is proven with fewer days than the gate asks for."
     days = sessions(pd.Timestamp('2025-01-02').date(), pd.Timestamp('2025-12-31').date())
-    pairs = lambda n: [(SimpleNamespace(kind='swing', model='m, direction 1d of x', issued_at=session(days[i]).close, declared_p=.6, breakeven_p=.5), Outcome('target', net_usd=1. if w else -1., net_ret=.01 if w else -.01)) for i, w in enumerate(wins) for _ in range(n)]
+    pairs = lambda n: [(SimpleNamespace(kind='swing', provenance='tws', model='m, direction 1d of x', issued_at=session(days[i]).close, declared_p=.6, breakeven_p=.5), Outcome('target', net_usd=1. if w else -1., net_ret=.01 if w else -.01)) for i, w in enumerate(wins) for _ in range(n)]
     one, many = (scores(pairs(n))['swing', '1d'] for n in (1, a_day))
     assert {k: one[k] for k in ('days', 'rate', 'low', 'high', 'proven')} == {k: many[k] for k in ('days', 'rate', 'low', 'high', 'proven')} and many['n'] == a_day*len(wins)
     assert one['low'] <= one['rate'] <= one['high'] and not (one['proven'] and (one['days'] < 30 or one['low'] < .51))

@@ -1,15 +1,20 @@
 """The backtest against an outside engine, against a published rule on real bars, and against its own future."""
+import json
+from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from spyresearch import report
 from spyresearch.bars import Grid, OHLCV, grid, read_bars
 from spyresearch.sessions import MINUTES, session, sessions
 from spyresearch.trade.costs import Costs
 from spyresearch.trade.significance import sharpe
-from spyresearch.trade.tickets import issue, settle
+from spyresearch.trade.signals import published
+from spyresearch.trade.tickets import Outcome, issue, settle, ticket_frame
 from spyresearch.trade.backtest import LATE, backtest, bar_frame, by_backtesting, by_vectorbt, race, swing_tries
 from spyresearch.trade.strategies import always_long, benchmark, book, buy_hold, late, legs, noise_area
 
@@ -233,3 +238,28 @@ def test_tickets_end_where_an_outside_engine_ends_them(bars, up, down):
     assert [o.entry_at.tz_localize(None) for o in ours] == theirs['EntryTime'].tolist() and [o.entry_px for o in ours] == theirs['EntryPrice'].tolist()
     assert [o.exit_at.tz_convert('America/New_York').tz_localize(None) for o in ours] == theirs['ExitTime'].tolist()
     for o, px in zip(ours, theirs['ExitPrice']): assert o.exit_px == pytest.approx(px, abs=1e-9) or o.status == 'target' and o.exit_px < px
+
+
+def option_at(g, d, provenance, net=62.):
+    "An option ticket of the d-th day at noon, bought and sold; 0.1 % of equity at 1.25 is one contract of 100,000 USD."
+    at = session(g.days[d]).open + pd.Timedelta(minutes=150); out = at + pd.Timedelta(minutes=20)
+    t = issue(kind='option', side='call', provenance=provenance, issued_at=at, valid_from=at, valid_until=at + pd.Timedelta(minutes=15), model='har, direction option of 2025-01-02', declared_p=.55, p_calibrated=.6, p_lower=.55, breakeven_p=.5, ev_low_usd=3., size_frac=.00126, entry_limit_usd=1.25)
+    return t, Outcome('target' if net > 0 else 'stopped', (), at, 1.2, out, 1.2 + (net + 3)/100, 1, net + 3, 3., net, net/120)
+
+
+@pytest.mark.parametrize('provenance, counts', [('simulated:test', True), ('tws', True), ('replay:spy_chain', False), ('tws-delayed', False)])
+def test_options_join_the_equity_where_their_quotes_are_their_sources_own(bars, provenance, counts):
+    g = grid(bars[bars.index < '2024-01-10']); pairs = [option_at(g, 5, provenance), option_at(g, 9, provenance, -40.), (option_at(g, 11, provenance)[0], Outcome('armed'))]
+    s = SimpleNamespace(tickets=pairs, silences=[], upper={}, frame=lambda: ticket_frame(pairs)); bt = backtest(g, signals=s); out = json.loads(json.dumps(bt.to_json(), allow_nan=False)); r = bt.results['intraday']
+    assert len(bt.tickets) == 3 and len(r.trades) == 2*counts and out['strategies']['intraday']['n_trades'] == 2*counts
+    assert any(o.startswith('WHATIF') for o in out['notes']) != counts and int(bt.tickets['win'].notna().sum()) == published(s)['ended'] == 2*counts
+    if not counts: assert (r.daily == 0).all(); return
+    fees = [Costs().options_usd(1, px, side, g.days[d]) for d, o in ((5, pairs[0][1]), (9, pairs[1][1])) for px, side in ((o.entry_px, 'buy'), (o.exit_px, 'sell'))]
+    assert (r.equity.iloc[-1] - 1)*1e5 == pytest.approx(65 - 37 - sum(fees)) and (r.daily != 0).sum() == 2
+    d = out['strategies']['intraday']['doubt']; assert [o['minutes'] for o in d['delays']] == [0] and len(d['costs']) == 6 and '2 of 3 option tickets' in out['notes'][0]
+    assert 'intraday' in report.strategies(out) and len(report.doubt(out)) > 100
+
+
+def test_unproven_options_have_no_size_and_no_equity(bars):
+    g = grid(bars[bars.index < '2024-01-10']); t, o = option_at(g, 5, 'simulated:test'); pairs = [(replace(t, size_frac=0.), o)]
+    bt = backtest(g, signals=SimpleNamespace(tickets=pairs, silences=[], upper={})); assert not len(bt.results['intraday'].trades) and '0 of 1 option tickets' in bt.notes[0]

@@ -31,7 +31,7 @@ from .intraday import OPTION, Offer
 from .offers import Look, look, offer
 from .search import EXITS, Paths
 from .shadow import Shadow, dividends_of
-from .tickets import Outcome, Ticket, line
+from .tickets import Outcome, Ticket, is_scored, line
 from ..tws.chain import chain_file, read_chain_day
 
 # %% ../../nbs/trade/52_desk.ipynb #423230d3
@@ -91,15 +91,16 @@ class Record:
     days: list # sessions of the panel
     why: object = None # Moment -> what its look rests on, as `basis` has it
     def __len__(self): return len(self.moments)
-    def __repr__(self): return f"Record({len(self.moments)} moments on {len({o.day for o in self.moments})} days, {sum(o.offer is not None for o in self.moments)} offers, {int(np.isfinite(self.shadow.net).sum())} of them followed to their end)"
+    def __repr__(self): return f"Record({len(self.moments)} moments on {len({o.day for o in self.moments})} days, {sum(o.offer is not None for o in self.moments)} offers, {sum(o.outcome is not None and o.outcome.net_usd == o.outcome.net_usd for o in self.moments)} of them followed to their end)"
 
 def shadow_of(
     moments:list, # of Moment
+    counts:bool=True, # False: what-ifs, from which no head may learn
 ) -> Shadow:
     "Offers as the record of a head: `net` is the gain over the premium paid."
     m = [o for o in moments if o.offer is not None]; col = lambda f, kind=float: np.array([f(o) for o in m], kind)
     day, minute, side = col(lambda o: o.day, int), col(lambda o: o.minute, int), col(lambda o: 1 if o.offer.right == 'C' else -1, int)
-    start, p = day*MINUTES + minute + 1, col(lambda o: o.offer.p_win); net = col(lambda o: o.outcome.net_ret if o.outcome else np.nan)
+    start, p = day*MINUTES + minute + 1, col(lambda o: o.offer.p_win); net = col(lambda o: o.outcome.net_ret if o.outcome and counts else np.nan)
     end = start + col(lambda o: (o.offer.time_stop - o.look.at)/pd.Timedelta(minutes=1), float).astype(int)
     up = np.where(np.isfinite(net), np.where(side > 0, net > 0, net <= 0), np.nan)
     return Shadow(OPTION, day, minute, start, end, day + 1, side, np.where(side > 0, p, 1 - p), up, np.zeros(len(m)), np.ones(len(m)), net, np.array([o.outcome.status if o.outcome else 'armed' for o in m], dtype=object), np.full(len(m), np.nan))
@@ -236,13 +237,14 @@ def on_record(
 ) -> Record|None: # None without a recorded chain on a scored day
     "The best offers of all recorded days."
     panel = panel.days_upto(len(evaluation.days)); w = panel.windows(); sigma = forecast_at(evaluation, w); ask, said = is_asked(panel, w.day, w.minute), digests(w, sigma, costs)
+    def find(d, rows): return lambda chain: day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs)
     days, moments = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST], []
     for k, d in enumerate(days): # one chain at a time: a day of one fills tens of megabytes
         rows = np.flatnonzero((w.day == d) & ask)
-        if len(rows): moments += kept(chain_of, panel.days[d], d, said[d], lambda chain: day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs))
+        if len(rows): moments += kept(chain_of, panel.days[d], d, said[d], find(d, rows))
         progress(k + 1, len(days), 'options')
     def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
-    return Record(moments, shadow_of(moments), panel.days, why) if moments else None
+    return Record(moments, shadow_of(moments, is_scored('option', panel.provenance)), panel.days, why) if moments else None
 
 def _learned(w, sigma, d):
     "Paths and clock as the sessions before one teach them."

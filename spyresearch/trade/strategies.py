@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRADES', 'BENCHMARKS', 'WEATHER', 'Plan', 'flat', 'buy_hold', 'always_long', 'prior_close', 'noise_band', 'day_vwap',
-           'daily_vol', 'target_leverage', 'noise_area', 'Leg', 'legs', 'Result', 'book', 'rule', 'benchmark', 'late',
-           'regimes']
+           'daily_vol', 'target_leverage', 'noise_area', 'Leg', 'legs', 'Result', 'book', 'option_book', 'rule',
+           'benchmark', 'late', 'regimes']
 
 # %% ../../nbs/trade/44_strategies.ipynb #b8d8f091
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from ..core import UsageError
 from ..sessions import MINUTES, add_sessions, session
 from ..bars import Grid, filled_close
-from .costs import Costs
+from .costs import Costs, SHARES
+from .risk import units
 
 # %% ../../nbs/trade/44_strategies.ipynb #6f242d37
 @dataclass(frozen=True)
@@ -237,6 +238,27 @@ def book(
         for d, gain in gains.items(): pnl[d] += qty*gain
         pnl[leg.day] -= fees[0]; pnl[leg.exit_day] -= fees[1]
         rows.append(_trade(leg, qty, g, sum(gains.values()), sum(fees)))
+    start, days = equity_usd + np.r_[0., np.cumsum(pnl)[:-1]], np.array(g.days, object)
+    return Result(name, pd.DataFrame(rows, columns=TRADES), pd.Series((pnl/start)[scored], index=pd.Index(days[scored], name='date'), name=name))
+
+# %% ../../nbs/trade/44_strategies.ipynb #6a78a795
+def option_book(
+    name:str,
+    pairs:list, # (option ticket, Outcome) each, of one contract; those that were not bought and sold are left out
+    g:Grid, # the days
+    costs:Costs,
+    scored=None, # [D] bool: the days reported; all by default
+    equity_usd:float=100_000., # at the start
+    dividends=None, # none for options
+) -> Result:
+    "Options after costs, trade by trade and day by day."
+    scored = np.ones(len(g.days), bool) if scored is None else np.asarray(scored, bool); pnl, rows = np.zeros(len(g.days)), []
+    for t, o in sorted((p for p in pairs if p[1].net_usd == p[1].net_usd), key=lambda p: p[1].entry_at):
+        d = g.days.index(o.entry_at.date()); n = units(t.size_frac or 0., equity_usd + pnl[:d].sum(), t.entry_limit_usd, SHARES)
+        if n < 1: continue
+        paid, gross = SHARES*n*o.entry_px, SHARES*n*(o.exit_px - o.entry_px); fees = sum(costs.options_usd(n, px, side, g.days[d]) for px, side in ((o.entry_px, 'buy'), (o.exit_px, 'sell')))
+        pnl[d] += gross - fees
+        rows.append((o.entry_at, o.exit_at, 1, SHARES*n, o.entry_px, o.exit_px, gross/paid*1e4, fees/paid*1e4, (gross - fees)/paid*1e4, o.status))
     start, days = equity_usd + np.r_[0., np.cumsum(pnl)[:-1]], np.array(g.days, object)
     return Result(name, pd.DataFrame(rows, columns=TRADES), pd.Series((pnl/start)[scored], index=pd.Index(days[scored], name='date'), name=name))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'COLUMNS', 'Ticket', 'REASONS', 'WORDS', 'UNKNOWN_EVENTS', 'LATE', 'UNKNOWN_ACCOUNT', 'WHY', 'OUTCOME',
            'row', 'content_id', 'head_of', 'issue', 'Silence', 'words_of', 'language', 'moment', 'told', 'sentence',
-           'Line', 'line', 'first_exit', 'Outcome', 'entry_bar', 'settle', 'ticket_frame', 'reason_counts']
+           'Line', 'line', 'first_exit', 'Outcome', 'entry_bar', 'settle', 'is_scored', 'ticket_frame', 'reason_counts']
 
 # %% ../../nbs/trade/41_tickets.ipynb #70536337
 import hashlib, json, re
@@ -309,12 +309,16 @@ def _closed(l, changes, at, px, k, out_px, status, costs, qty, dividends):
 # %% ../../nbs/trade/41_tickets.ipynb #aee06bcd
 OUTCOME = ['entry_at', 'entry_px', 'exit_at', 'exit_px', 'qty', 'gross_usd', 'cost_usd', 'net_usd', 'net_ret', 'win']
 
+def is_scored(kind:str, provenance:str) -> bool: # swing or option
+    "May its gain count? An option's at late quotes, or at those of a record that is served again, is a what-if."
+    return kind != 'option' or not (provenance.startswith('replay:') or provenance.endswith('-delayed'))
+
 def ticket_frame(
     pairs:list, # (Ticket, Outcome) each
 ) -> pd.DataFrame: # the contract's columns, then the outcome's
     "Tickets and what became of them."
     one_provenance(*{t.provenance for t, _ in pairs}) if pairs else None
-    return pd.DataFrame([{c: getattr(t, c) for c in COLUMNS} | {'status': o.status} | {c: getattr(o, c) for c in OUTCOME} for t, o in pairs], columns=COLUMNS + OUTCOME)
+    return pd.DataFrame([{c: getattr(t, c) for c in COLUMNS} | {'status': o.status} | {c: getattr(o, c) for c in OUTCOME} | ({} if is_scored(t.kind, t.provenance) else {'win': np.nan}) for t, o in pairs], columns=COLUMNS + OUTCOME)
 
 def reason_counts(
     silences, # Silence objects

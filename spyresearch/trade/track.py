@@ -21,7 +21,7 @@ from ..models.confidence import Evidence, Rule
 from .costs import Costs, SHARES
 from .follow import follow, quotes_of
 from .shadow import dividends_of
-from .tickets import COLUMNS, OUTCOME, Outcome, Ticket, content_id, head_of, line, settle
+from .tickets import COLUMNS, OUTCOME, Outcome, Ticket, content_id, head_of, is_scored, line, settle
 
 # %% ../../nbs/trade/53_track.ipynb #b4ea4902
 TIMES = ('issued_at', 'valid_from', 'valid_until', 'entry_from', 'entry_until', 'exit_from', 'exit_until', 'trigger_until', 'time_stop')
@@ -189,8 +189,8 @@ def scores(
     pairs:list, # from `followed`
     rule:Rule=Rule(),
 ) -> dict: # bucket -> n, hits, days, rate, low, high, declared, breakeven, net_bp, proven
-    "How the tickets of each bucket fared, those entered and ended."
-    done = [(t, o) for t, o in pairs if o.closed and not np.isnan(o.net_usd)]
+    "How the tickets of each bucket fared, those entered and ended; what-ifs are no record."
+    done = [(t, o) for t, o in pairs if o.closed and not np.isnan(o.net_usd) and is_scored(t.kind, t.provenance)]
     return {b: _score([(t, o) for t, o in done if bucket_of(t) == b], rule) for b in dict.fromkeys(bucket_of(t) for t, _ in done)}
 
 def _score(done, rule):
