@@ -124,11 +124,13 @@ def gather(
     from spyresearch.features.prepare import prepare
     from spyresearch.models.windows import Panel
     from spyresearch.store import Store
+    from spyresearch.trade.record import heard_account
     from spyresearch.tws.history import fetch
     from spyresearch.tws.source import open_source
     asof, days = core.parse_asof(source.asof) if source.asof else None, days if days == 'all' else int(days)
     with open_source(source) as (host, port):
         history = fetch(host, port, lambda p: Store(root, p), client_id, days=days, asof=asof, deepen=deepen, tape=source.fingerprint, progress=progress('history'))
+        if source.tws: heard_account(host, port, Path(root)/'journal', client_id) # what this login may do, for the tickets of this run
     store = Store(root, history.provenance)
     prepared = prepare(store, progress=progress('features'))
     return Gathered(store, history, prepared, since(Panel.from_store(store, upto=history.asof), history.days[0]))
