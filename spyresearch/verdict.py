@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from .bar import BAR, BENCHMARKS, DAYS, HORIZONS, against, at, bar_words, forecast_rules, forecast_words, rule, rules_table
 from .core import is_tradable, stamp
 from .page import Markup, facts, fold, missing, num, points, tag, tile, tiles
+from .trade.risk import LIMITS
 from .trade.tickets import REASONS, Silence, Ticket, sentence
 
 _all_ = ['HORIZONS', 'bar_words', 'forecast_rules', 'forecast_words', 'rules_table'] # of `bar`, under the verdict's name
@@ -114,13 +115,13 @@ def _hush(quiet):
 PLAIN = {'market closed': 'no session is open, so nothing can be entered', 'halted': 'trading was halted',
     'warm-up': 'too few earlier sessions to forecast from', 'feed stale': 'the last price is too old to act on',
     'gap being filled': 'bars are missing that the forecast needs', 'delayed data': 'the prices come late, so none is the market’s now',
-    'no option permission': 'the account does not see option prices', 'no option quotes': 'bids and asks of options are not known, so neither is what one costs',
+    'no option permission': 'the account does not see option prices, or has no day trade left today', 'no option quotes': 'bids and asks of options are not known, so neither is what one costs',
     'spread too wide': 'buying and selling again would cost too much of the gain', 'no model': 'fewer sessions than a head needs to learn',
     'model expired': 'the model was fitted too long ago', "out of the model's experience": 'the market looks unlike the days that the model learned from',
     'not calibrated': 'too few matured outcomes to say how often such forecasts come true', 'below break-even': 'not shown to come true often enough to pay the costs',
     'event window': 'an announcement is near that no bar foretells', 'exercise window': 'too near the close for an option opened now',
-    'position already open': 'an earlier ticket has not ended, or another head’s was better', 'cooldown': 'a stop was hit today',
-    'loss limit reached': 'the week’s losses have reached their limit', 'provenance mixed': 'data of two sources met, and no ticket may rest on both'}
+    'position already open': 'an earlier ticket has not ended, or another head’s was better', 'cooldown': f'a stop was hit: of a swing today, or of an option less than {LIMITS.pause.seconds//60} minutes ago',
+    'loss limit reached': f'positions sold today, or in the last {LIMITS.span} sessions together, have lost {LIMITS.loss:.1%} of equity or more, net', 'provenance mixed': 'data of two sources met, and no ticket may rest on both'}
 
 def in_words(
     said, # reasons
