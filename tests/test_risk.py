@@ -241,3 +241,14 @@ def test_the_rate_of_a_bucket_counts_days(wins, a_day):
     one, many = (scores(pairs(n))['swing', '1d'] for n in (1, a_day))
     assert {k: one[k] for k in ('days', 'rate', 'low', 'high', 'proven')} == {k: many[k] for k in ('days', 'rate', 'low', 'high', 'proven')} and many['n'] == a_day*len(wins)
     assert one['low'] <= one['rate'] <= one['high'] and not (one['proven'] and (one['days'] < 30 or one['low'] < .51))
+
+
+@pytest.mark.parametrize('back, net, reached', [(0, -.08, True), (0, -.07, False), (4, -.08, True), (5, -.08, False)])
+def test_the_words_for_the_loss_limit_are_what_it_does(back, net, reached):
+    "A loss counts on its day and for the four sessions after it; a gain within them is set against it, but not against a day's own loss."
+    from spyresearch.verdict import PLAIN
+    now = session(DAYS[9]).close; gone = lambda k, x: (SimpleNamespace(kind='swing', size_frac=.2, valid_until=now), Outcome('timed_out', exit_at=session(DAYS[9 - k]).open, net_ret=x))
+    assert ('loss limit reached' in desk_blocks([gone(back, net)], now, 'option')) == reached
+    if reached: assert ('loss limit reached' in desk_blocks([gone(back, net), gone(2, .3)], now, 'option')) == (back == 0)
+    assert f'last {LIMITS.span} sessions together' in PLAIN['loss limit reached'] and f'{LIMITS.loss:.1%}' in PLAIN['loss limit reached'] and 'today' in PLAIN['loss limit reached']
+    assert (WORDS['en']['reasons']['loss limit reached'], WORDS['zh']['reasons']['loss limit reached']) == ('loss limit reached', '已达亏损上限')
