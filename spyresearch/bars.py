@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OHLC', 'OHLCV', 'BA', 'IV', 'RAW_COLUMNS', 'STEP', 'JUMP', 'NIGHT', 'AWAY', 'NARROW', 'HALT', 'STANDS', 'RULE',
-           'bar_faults', 'check_bars', 'in_session', 'minute_of_day', 'read_bars', 'bad_prints', 'Watch', 'split_of',
-           'check_night', 'Grid', 'grid', 'describe', 'bad_bars', 'carry', 'filled_close', 'aggregate']
+           'LATE', 'bar_faults', 'check_bars', 'in_session', 'minute_of_day', 'read_bars', 'bad_prints', 'Watch',
+           'split_of', 'check_night', 'Grid', 'grid', 'describe', 'bad_bars', 'carry', 'filled_close', 'closing',
+           'aggregate']
 
 # %% ../nbs/02_bars.ipynb #7dc5d7e6
 import warnings
@@ -341,6 +342,17 @@ def filled_close(
 ) -> np.ndarray: # [D, 390], NaN before the first bar and after the session
     "The last known close at the end of every minute."
     return np.where(np.arange(MINUTES) < g.n[:, None], carry(g.close), np.nan)
+
+# %% ../nbs/02_bars.ipynb #8574c1b6
+LATE = 5 # minutes before the close in which a price still counts as the close
+
+def closing(
+    close:np.ndarray, # [D, 390], NaN where there is no bar
+    n:np.ndarray, # [D] minutes of each session
+) -> np.ndarray: # [D], NaN for a session whose end is missing, or is still to come
+    "Each session's close: its last price, if that is from its last minutes."
+    late = ~np.isnan(close) & (np.arange(MINUTES) >= n[:, None] - LATE)
+    return np.where(late.any(1), carry(close)[:, -1], np.nan)
 
 # %% ../nbs/02_bars.ipynb #0fdc2391
 def aggregate(

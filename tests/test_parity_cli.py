@@ -37,7 +37,7 @@ def spy(capsys):
 def root(tmp_path, spy):
     "A prepared folder."
     store = Store(tmp_path/'data', 'simulated:demo')
-    for d in DAYS: store.write_raw(d, bars([d], 600.))
+    for i, d in enumerate(DAYS): store.write_raw(d, bars([d], 600. + i))
     assert spy('prepare', '--data', store.root)[0] == 0
     return store.root
 

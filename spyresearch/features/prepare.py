@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'NEVER', 'day_rows', 'row_bytes', 'context', 'made_from', 'PrepareReport', 'lost', 'damaged', 'unfetched',
-           'dividends_of', 'told_later', 'stretches_of', 'left_of', 'bars_of', 'prepare', 'certify', 'named']
+           'dividends_of', 'told_later', 'stretches_of', 'left_of', 'sound_bars', 'bars_of', 'prepare', 'certify',
+           'named']
 
 # %% ../../nbs/features/33_prepare.ipynb #3fd9e990
 import hashlib, warnings
@@ -17,6 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..bars import RAW_COLUMNS, RULE
+from ..crosscheck import BEYOND, STILL, crosschecked
 from ..core import ET, DataError, UsageError, quiet, stopwatch
 from .batch import compute
 from .extension import recall, settle
@@ -67,7 +69,7 @@ def made_from(
     record:str='', # what was recorded beside the last one's bars, as `recorded_from` says it
 ) -> str: # 16 hexadecimal digits
     "What a day file was computed from."
-    text = ' '.join(f'{d}:{raw.get(d, "absent")}' for d in days) + f' {dividend!r} {record} {RULE}' # and by which rule bars are left out
+    text = ' '.join(f'{d}:{raw.get(d, "absent")}' for d in days) + f' {dividend!r} {record} {RULE} {BEYOND} {STILL}' # and by which rules bars are left out
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/features/33_prepare.ipynb #575bd2a6
@@ -163,16 +165,28 @@ def stretches_of(
 
 def left_of(store:Store, days) -> list: "What was left out of these days' files."; return [o for d in sorted(days) for o in store.features.m['days'].get(str(d), {}).get('left_out', [])]
 
-# %% ../../nbs/features/33_prepare.ipynb #9b118aee
+# %% ../../nbs/features/33_prepare.ipynb #504938a7
+def sound_bars(
+    store:Store,
+    days:list, # whose bars
+) -> tuple: # (canonical bars; a line a minute that its own daily bar, or the session before, contradicts)
+    "Raw bars of sessions; of those that are over, only what passes `crosschecked`."
+    if not days: return store.raw_frame(days), []
+    have, sealed = set(store.raw_days()), set(store.raw_days(sealed=True)); before = {prev_session(d) for d in days} & have
+    df, daily = store.raw_frame(sorted(before | set(days))), store.daily_bars()
+    over = np.isin(df.index.date, list(sealed)); good, said = crosschecked(df[over], daily)
+    df = pd.concat([good, df[~over]]).sort_index() if said else df
+    return df[np.isin(df.index.date, list(days))], [o for o in said if date.fromisoformat(o[:10]) in set(days)]
+
 def bars_of(
     store:Store,
     days:list, # whose bars
     recorded, # of which days the records are joined
-) -> tuple: # (canonical bars, with further columns where something was recorded; (day, why) of records that could not be read)
-    "Raw bars, and what goes with them."
-    bars, found = store.raw_frame(days), {d: beside(store, d) for d in recorded}
+) -> tuple: # (canonical bars, with further columns where something was recorded; (day, why) of records that could not be read; what `sound_bars` says)
+    "Sound raw bars, and what goes with them."
+    (bars, said), found = sound_bars(store, days), {d: beside(store, d) for d in recorded}
     frames = [df for df, _ in found.values() if len(df)]
-    return bars.join(pd.concat(frames)) if frames else bars, [(d, why) for d, (_, faults) in found.items() for why in faults]
+    return bars.join(pd.concat(frames)) if frames else bars, [(d, why) for d, (_, faults) in found.items() for why in faults], said
 
 # %% ../../nbs/features/33_prepare.ipynb #0787237e
 def _set_aside(store, day, why, rows):
@@ -191,9 +205,10 @@ def _strange(store, days, registry):
 
 # %% ../../nbs/features/33_prepare.ipynb #97462c25
 def _hashes(store):
-    "Hash of each valid raw day; of the file's bytes while the day is open."
+    "Hash of each valid raw day, and the range of its daily bar; of the file's bytes while the day is open."
     whole = lambda d: hashlib.sha256(store.original.file(d).read_bytes()).hexdigest()
-    return {d: store.raw_hash(d) or whole(d) for d in store.raw_days()}
+    ends = {t.date(): f' {lo!r} {hi!r}' for t, lo, hi in store.daily_bars()[['low', 'high']].itertuples()}
+    return {d: f"{o}{ends.get(d, '')}" if (o := store.raw_hash(d)) else whole(d) for d in store.raw_days()}
 
 def prepare(
     store:Store,
@@ -220,12 +235,12 @@ def prepare(
 def _write(store, todo, need, key, div, sealed, registry, progress):
     "Compute and write the days of `todo`."
     if not todo: return [], [], []
-    h, aside, (bars, unread) = registry.hash(), [], bars_of(store, sorted(need), todo if registry.carried else ())
+    h, aside, (bars, unread, said) = registry.hash(), [], bars_of(store, sorted(need), todo if registry.carried else ())
     with told_later(): values = compute(bars, dividends=div, registry=registry)
     doubts = {d: store.features.reason(d) for d in todo if store.features.file(d).exists()}
     days, first = np.unique(bars.index.tz_localize(None).to_numpy().astype('datetime64[D]'), return_index=True)
-    left = {d: [o for o in values.attrs.get('left_out', []) if o.startswith(d)] for d in map(str, todo)}
-    span = {d: slice(a, b) for d, a, b in zip(days.tolist(), first, [*first[1:], len(bars)])}
+    left = {d: [o for o in sorted([*values.attrs.get('left_out', []), *said]) if o.startswith(d)] for d in map(str, todo)}
+    span = dict.fromkeys(todo, slice(0)) | {d: slice(a, b) for d, a, b in zip(days.tolist(), first, [*first[1:], len(bars)])}
     with store.features.batch():
         for i, d in enumerate(todo):
             rows = day_rows(d, bars.iloc[span[d]], values.iloc[span[d]], d in sealed)
@@ -273,13 +288,14 @@ def certify(
     back, raw = context(day, registry.depth()), _hashes(store)
     days, holes = [d for d in back if d in raw], [d for d, _ in sorted(damaged(store) + unfetched(store)) if d in back]
     if day not in days: raise DataError(f'{store.root}: no raw bars of {day}', 'there is nothing to compare', 'name a recorded session, or run spy history')
-    (bars, _), paid = bars_of(store, days, [day]), dividends_of(store)
+    (bars, _, said_of), paid = bars_of(store, days, [day]), dividends_of(store)
+    if not (bars.index.date == day).any(): raise DataError(f'{day}: no bar is left', '; '.join(stretches_of(said_of)), 'compare the session with another source; spy history fetches it again once its raw file is gone')
     with told_later(): c, values = certificate(bars, day, dividends=paid, registry=registry), compute(bars, dividends=paid, registry=registry)
     today = bars.index.date == day
     key = made_from(back, raw, paid.get(day, 0.), recorded_from(store, day) if registry.carried else '')
     same, said, odd = _compare(store, day, day_rows(day, bars[today], values[today], store.is_sealed(day)), registry, key)
     if holes: said += f"; no valid raw bars of {', '.join(map(str, holes))}, which it looks back on"
-    if left := values.attrs.get('left_out'): said += f'; left out, because no market makes them: {", ".join(stretches_of(left))}'
+    if left := sorted([*values.attrs.get('left_out', []), *said_of]): said += f'; left out, because no market makes them: {", ".join(stretches_of(left))}'
     return Certificate(day, c.table.assign(filed=None if odd is None else ~c.table.index.isin(odd)), same, said)
 
 # %% ../../nbs/features/33_prepare.ipynb #287bdf42

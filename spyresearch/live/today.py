@@ -36,7 +36,7 @@ class Today:
         self.waits, self.beside, self.noted = waits, {}, set() # minute -> what goes with its bar; those of which all has been told
         self.store, self.day, self.registry, self.open = store, day, registry, int(session(day).open.timestamp())
         self.hash, self.bars, self.values, self.done, self.dirty, self.writes = registry.hash(), {}, {}, 0, False, 0
-        self.came = {} # minute -> the newest one when its bar came
+        self.came, self.left = {}, frozenset() # minute -> the newest one when its bar came; minutes whose bar no market makes
         have = set(store.raw_days())
         self.stream = Stream(dividends=dividends_of(store), registry=registry)
         past = store.raw_frame([d for d in context(day, self.stream.depth)[:-1] if d in have])
@@ -93,6 +93,7 @@ def compute(self:Today):
     for i in range(self.done, last + 1):
         if i in self.bars: self.values[i] = fork.push(self.bar_of(self.bars[i]))
         else: self.values.pop(i, None)
+    self.left = frozenset(int((at - minutes(self.day)[0])/pd.Timedelta(minutes=1)) for at, _ in fork.left_out if at.date() == self.day)
 
 @patch
 def _settled(self:Today, i, last):

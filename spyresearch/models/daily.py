@@ -14,16 +14,19 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .. import events
+from ..bars import closing
 from .baselines import Har
 from .targets import NIGHTS, QUANTILES, first_open, known_close, linked
 from ..sessions import add_sessions, sessions
 
-# %% ../../nbs/models/37_daily.ipynb #5ae4448d
+# %% ../../nbs/models/37_daily.ipynb #1be25c12
 def of_minutes(
     panel, # a `Panel`
 ) -> pd.DataFrame: # open, high, low, close, dividend in USD; indexed by date
-    "The panel's sessions as daily bars."
-    return pd.DataFrame(dict(open=first_open(panel), high=np.nanmax(panel.high, 1), low=np.nanmin(panel.low, 1), close=known_close(panel)[:, -1], dividend=panel.dividend), index=list(panel.days))
+    "The panel's sessions as daily bars; one that is over without a close has none, nor a range."
+    close = closing(panel.close, panel.n); close[-1] = known_close(panel)[-1, -1]; over = np.isnan(close)
+    high, low = (np.where(over, np.nan, o) for o in (np.nanmax(panel.high, 1), np.nanmin(panel.low, 1)))
+    return pd.DataFrame(dict(open=first_open(panel), high=high, low=low, close=close, dividend=panel.dividend), index=list(panel.days))
 
 @lru_cache(maxsize=4)
 def history(
@@ -32,8 +35,8 @@ def history(
     "Daily bars and the panel's own sessions."
     own = of_minutes(panel)
     if panel.daily is None: return own, np.arange(len(panel))
-    mine = set(panel.days); older = panel.daily[[d < panel.days[-1] and d not in mine for d in panel.daily.index]]
-    both = pd.concat([older, own]).sort_index()
+    mine = set(own.index[own.close.notna()]); older = panel.daily[[d < panel.days[-1] and d not in mine for d in panel.daily.index]]
+    both = pd.concat([older, own.drop(index=own.index.intersection(older.index))]).sort_index()
     return both, both.index.get_indexer(pd.Index(panel.days))
 
 # %% ../../nbs/models/37_daily.ipynb #bc0136a2
@@ -41,8 +44,8 @@ def measures(
     bars:pd.DataFrame, # as in `of_minutes`
 ) -> tuple: # regressors [S, 13]; variance [S] and log return [S] of each session, NaN after an absent one
     "What is known at each close."
-    link = linked(list(bars.index)); before = bars.close.shift() - bars.dividend
-    step = np.log(bars.close/before).fillna(0.); move, night = step.where(link), np.log(bars.open/before).where(link)
+    before = bars.close.ffill().shift() - bars.dividend; link = linked(list(bars.index)) & bars.close.shift().notna()
+    step = np.log(bars.close/before).fillna(0.); move, night = step.where(link & bars.close.notna()), np.log(bars.open/before).where(link)
     up, down = np.log(bars.high/bars.close), np.log(bars.low/bars.close)
     var = ((up - down)**2/(4*np.log(2)) + night**2).where(lambda v: v > 0)
     path, sd = step.cumsum(), np.sqrt(_ewm(var, 22)); z = move/sd

@@ -11,7 +11,7 @@ __all__ = ['AHEAD', 'NIGHTS', 'HORIZONS', 'QUANTILES', 'SCORED', 'FIRST', 'EVERY
 import numpy as np
 import pandas as pd
 
-from ..bars import carry
+from ..bars import carry, closing
 from ..sessions import MINUTES, prev_session, session
 
 # %% ../../nbs/models/29_targets.ipynb #ad5c0758
@@ -114,7 +114,7 @@ def day_rv(
     panel, # days, open, close [D, 390], n, dividend
 ) -> np.ndarray: # [D], NaN without a known night, or for a day that is not over
     "Variance of each session: squared overnight log return plus squared minutes."
-    closes = known_close(panel)[:, -1]; night = np.log(first_open(panel)/(np.r_[np.nan, closes[:-1]] - panel.dividend))
+    night = np.log(first_open(panel)/(np.r_[np.nan, closing(panel.close, panel.n)[:-1]] - panel.dividend))
     whole = linked(panel.days) & (last_minute(panel) == panel.n - 1)
     return np.where(whole, night**2 + squares(panel).sum(1), np.nan)
 
