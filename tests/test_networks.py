@@ -3,19 +3,23 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import need
 
-from spyresearch.core import ModelError
+from spyresearch.core import ModelError, UsageError, unpack
 from spyresearch.models import networks as nw
 from spyresearch.models.bank import bank
 from spyresearch.models.experiment import MEMBERS, evaluate
 from spyresearch.models.forecaster import Targets, load
 from spyresearch.models.parallel import walk_in
+from spyresearch.models.targets import HORIZONS, known_at
 from spyresearch.models.windows import Panel
+from spyresearch.sessions import session
 from spyresearch.skill import trained
 from spyresearch.tws.market import demo_tape
 
@@ -104,6 +108,45 @@ def test_how_it_was_trained_reaches_the_page_from_what_was_kept(panel, deep, tmp
     run = first['training']['nhits'][-1]; looks = [o['step'] for o in run['curve']]
     assert looks[0] == 0 and looks[-1] == run['steps'] and run['kept'] in looks[1:] and run['serves'] and min(o['judges'] for o in run['curve'][1:]) == run['curve'][looks.index(run['kept'])]['judges']
     page = trained(dict(models=first, built=dict(networks=17), horizons={})); assert page.count('<svg') == 1 and '17 of the three' in page and ('trained: 1 network' in page or 'not trained to any use' in page)
+
+
+@pytest.fixture(scope='module')
+def fitted(panel, deep):
+    class Brief(nw.Nhits): seeds = 1
+    w = panel.windows(); t = Targets.of(w).only(np.arange(9) < 4)
+    return Brief().fit(w[w.day < 70], Targets.of(w)[w.day < 70]), w, t, lambda d: (w[w.day == d], t[w.day == d], session(panel.days[d]).close)
+
+
+def test_what_the_optimiser_knows_survives_the_disk(fitted, tmp_path):
+    m, w, t, of = fitted; one = m.update(*of(80)); two, again = one.update(*of(81)), load(one.save(tmp_path/'m')).update(*of(81))
+    assert all(np.array_equal(two.params[k], again.params[k]) for k in two.params) and two.notes == json.loads(json.dumps(two.notes))
+    bare = type(one)(); bare.params, bare.notes = {k: v for k, v in one.params.items() if k != 'adam0'}, one.notes
+    assert not np.array_equal(bare.update(*of(81)).params['net0'], two.params['net0']) # without it the same labels move it elsewhere
+    taken = [{float(v) for k, v in unpack(o.params['adam0'].tobytes()).items() if k.startswith('step')} for o in (one, two)]; assert taken == [{nw.MOVES}, {2*nw.MOVES}]
+
+
+def test_labels_that_nobody_knows_yet_are_refused_and_absent_ones_freeze(fitted, panel):
+    m, w, t, of = fitted; rows, labels, close = of(80); before = {k: v.copy() for k, v in m.params.items()}
+    with pytest.raises(UsageError, match='before its time'): m.update(rows, labels, close - pd.Timedelta(minutes=1))
+    with pytest.raises(UsageError, match='time zone'): m.update(rows, labels, close.tz_localize(None))
+    noon = session(panel.days[80]).open + pd.Timedelta(hours=3); due = labels.only(np.stack([known_at(panel, rows.day, rows.minute, h) <= noon for h in HORIZONS], 1))
+    one = m.update(rows, due, noon); later = panel.close.copy(); later[80, 180:] *= 1.01; wild = replace(panel, close=later)
+    assert one is not m and m.update(rows, labels.only(np.zeros(9, bool)), close) is m and one.update(rows, due, noon) is one # nothing known; taught already
+    again = m.update(replace(rows, panel=wild), due, noon); assert np.array_equal(again.params['net0'], one.params['net0']) # what comes after noon taught nothing
+    assert all(np.array_equal(m.params[k], v) for k, v in before.items()) and 'updated' not in m.notes
+
+
+def test_what_cannot_be_gone_over_again_is_not_learned_over(fitted):
+    m, w, t, of = fitted; alone = type(m)(); net = nw.unpacked(m.params['net0'].tobytes()); net['pages'] = net['pages'] - [[40000, 0]]
+    alone.params, alone.notes = m.params | dict(net0=np.frombuffer(nw.packed(net), np.uint8)), m.notes
+    with pytest.raises(ModelError, match='go over again'): alone.update(*of(80))
+
+
+@pytest.mark.parametrize('name', [o for o in MEMBERS if o not in nw.NETWORKS])
+def test_what_is_fitted_in_one_go_gives_itself_back(name, panel):
+    m = MEMBERS[name](); w = panel.windows(); rows = w[w.day == 80]; labels = Targets.of(rows).only(np.arange(9) < 4)
+    assert m.update(rows, labels, session(panel.days[80]).close) is m
+    with pytest.raises(UsageError, match='before its time'): m.update(rows, labels, session(panel.days[80]).open)
 
 
 def test_no_object_is_unpickled(tmp_path):

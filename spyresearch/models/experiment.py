@@ -156,11 +156,11 @@ def in_turn(names, w, targets, blocks, seed, progress): # yields names, each wit
 def each_once(
     courses:list, # of every fold: a dict for each network
     starts:list, # first scored date of every fold
-) -> list: # of dicts, with `one` (which of its date) and `serves` (dates)
+) -> list: # of dicts, with `serves` (first dates of folds)
     "How each network was trained."
     out = {}
     for course, start in zip(courses, starts):
-        for i, o in enumerate(course): out.setdefault((o['until'], i), o | dict(one=i, serves=[]))['serves'].append(str(start))
+        for o in course: out.setdefault((o['until'], o['one']), o | dict(serves=[]))['serves'] += [str(start)]*(o['until'] == max(c['until'] for c in course))
     return list(out.values())
 
 # %% ../../nbs/models/50_experiment.ipynb #ac458863

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAST', 'STEPS', 'READ', 'SPREAD', 'BESIDE', 'FEWER', 'NEAR', 'CLIP', 'SIZES', 'CLASSES', 'TAIL', 'PASSES', 'AGAIN',
-           'BATCH', 'RATE', 'DECAY', 'PINBALL', 'CHECKS', 'EVERY', 'EARLIEST', 'FOLDER', 'FORMAT', 'SHARE', 'NETWORKS',
-           'ahead', 'outlook', 'beside', 'beforehand', 'at_origin', 'units', 'window', 'taught', 'fits_of',
-           'torch_alone', 'deep', 'columns_of', 'built', 'correction', 'measured', 'loss_of', 'judged', 'weights_of',
-           'put_weights', 'train', 'kept_in', 'packed', 'unpacked', 'key_of', 'settings', 'network', 'latest', 'think',
-           'said', 'Network', 'Nhits', 'Nbeatsx', 'Tft', 'course']
+           'BATCH', 'RATE', 'DECAY', 'PINBALL', 'CHECKS', 'PAGES', 'EVERY', 'EARLIEST', 'FOLDER', 'FORMAT', 'SHARE',
+           'NETWORKS', 'NEW', 'OLD', 'MOVES', 'SLOW', 'ahead', 'outlook', 'beside', 'beforehand', 'at_origin', 'units',
+           'window', 'taught', 'lesson', 'fits_of', 'torch_alone', 'deep', 'columns_of', 'built', 'correction',
+           'measured', 'loss_of', 'judged', 'weights_of', 'put_weights', 'train', 'pages', 'kept_in', 'packed',
+           'unpacked', 'course', 'key_of', 'settings', 'network', 'courses_of', 'latest', 'think', 'said', 'Network',
+           'Nhits', 'Nbeatsx', 'Tft', 'eased', 'remembered']
 
 # %% ../../nbs/models/43_networks.ipynb #684d3b94
 import hashlib, json, logging, os, random, warnings
@@ -98,9 +99,12 @@ def taught(
     stop:int, # sessions of the bank that teach
 ) -> dict: # s, k int [N]; rel, error, z, ok [N, 12]
     "Origins before `stop`, and how far each step came out from the scale model's answer."
-    b = bank(panel); s, minute, _, _, ok = lessons(panel, '5'); at = ok & (s < stop); s, k = s[at], last_ended(minute[at])
-    rel = outlook(panel, fits_of(panel, stop), s, k, {h: lessons(panel, h)[2][at] for h in AHEAD})
-    end = k[:, None] + np.arange(1, STEPS + 1); inside = SLOT*(end + 1) <= b.n[s][:, None]; close = b.slots.close
+    s, minute, _, _, ok = lessons(panel, '5'); at = ok & (s < stop); s, k = s[at], last_ended(minute[at])
+    return lesson(panel, s, k, outlook(panel, fits_of(panel, stop), s, k, {h: lessons(panel, h)[2][at] for h in AHEAD}))
+
+def lesson(panel, s, k, rel) -> dict: # as `taught`
+    "How far each step came out from `rel`."
+    b = bank(panel); end = k[:, None] + np.arange(1, STEPS + 1); inside = SLOT*(end + 1) <= b.n[s][:, None]; close = b.slots.close
     with np.errstate(all='ignore'):
         level = rel + np.log(ahead(b.sums['usual'], s, k)); error = np.log(ahead(held(panel), s, k)) - level
         z = np.log(close[s[:, None], np.minimum(end, SLOTS - 1)]/close[s, k][:, None])/np.exp(level/2)
@@ -164,6 +168,7 @@ def correction(
 
 # %% ../../nbs/models/43_networks.ipynb #80b09044
 TAIL, PASSES, AGAIN, BATCH, RATE, DECAY, PINBALL, CHECKS = 42, 4, 2, 256, 1e-3, 1e-2, .024, 2
+PAGES = 4096 # lessons whose places are kept, to be gone over again
 
 def measured(t:dict, panel, kind:str, stop:int) -> dict:
     "What lessons are standardised by, and the quantiles of all returns in them."
@@ -214,7 +219,12 @@ def train(
             if step % max(total//(CHECKS*passes), 1) == 0 or step == total:
                 now = judged(torch, model, net, panel, t, judge); curve.append([step, np.mean(running), *now]); running = []
                 if now@[1, PINBALL] < best[0]: best = now@[1, PINBALL], weights_of(model)
-    return net | best[1] | dict(curve=np.array(curve), warm=np.array(parent is not None))
+    return net | best[1] | dict(curve=np.array(curve), warm=np.array(parent is not None), pages=pages(panel, t, learn))
+
+def pages(panel, t, learn) -> np.ndarray: # int32 [PAGES or fewer, 2] ordinal of the date, slot
+    "Lessons at equal distances from the calmest to the wildest."
+    some = learn[np.argsort(t['rel'][learn].mean(1), kind='stable')[np.linspace(0, len(learn) - 1, min(PAGES, len(learn))).astype(int)]]
+    return np.stack([np.array([d.toordinal() for d in bank(panel).days])[t['s'][some]], t['k'][some]], 1).astype(np.int32)
 
 # %% ../../nbs/models/43_networks.ipynb #64a3592f
 EVERY, EARLIEST = 126, 100 # sessions between two networks; before the first
@@ -238,8 +248,18 @@ def unpacked(data:bytes) -> dict:
     net = unpack(data)
     return net | dict(columns=tuple(json.loads(str(net['columns']))))
 
+# %% ../../nbs/models/43_networks.ipynb #ad06de1f
+def course(
+    net:dict, # of `network`
+    until, # the last session that taught or judged it
+) -> dict: # as JSON has it
+    "How a network was trained."
+    c = net['curve']; judges = c[:, 2:]@[1, PINBALL]; look = lambda i: dict(step=int(c[i, 0]), training=round(float(c[i, 1]), 5), judges=round(float(judges[i]), 5))
+    return dict(until=str(until), warm=bool(net['warm']), steps=int(c[-1, 0]), kept=int(c[1 + judges[1:].argmin(), 0]), seconds=round(float(net['seconds']), 1),
+                parameters=int(sum(v.size for k, v in net.items() if k.startswith('w_'))), curve=[look(i) for i in range(len(c))])
+
 # %% ../../nbs/models/43_networks.ipynb #00052685
-FORMAT = 2 # of what is kept
+FORMAT = 3 # of what is kept
 
 def key_of(panel, stop, kind, seed) -> str: # 24 hexadecimal digits
     "All that a network is made from."
@@ -259,9 +279,11 @@ def network(
     if path and path.exists(): return unpacked(path.read_bytes())
     parent = network(panel, stop - EVERY, kind, seed) if stop - EVERY >= EARLIEST else None
     with stopwatch() as watch: net = train(panel, stop, kind, seed, parent)
-    net['seconds'] = np.array(watch.seconds)
+    net['seconds'] = np.array(watch.seconds); net['courses'] = np.array(json.dumps(courses_of(parent) + [course(net, bank(panel).days[stop - 1])]))
     if path: atomic_write(path, packed(net))
     return net
+
+def courses_of(net) -> list: return json.loads(str(net['courses'])) if net else [] # a dict for each network from the first on to this one
 
 def latest(stop:int) -> int: return stop - (stop - 1) % EVERY # the session count at which the network was learned
 
@@ -310,7 +332,7 @@ class Network(Scale):
     def remember(self, panel, stop, h, seed):
         super().remember(panel, stop, h, seed)
         if h in AHEAD: self.params[f'then_{h}'] = learned(panel, latest(stop), h)
-        if h == '5': self._keep([network(panel, latest(stop), self.kind, seed + i) for i in range(self.seeds)], bank(panel).days[latest(stop) - 1])
+        if h == '5': self._keep([network(panel, latest(stop), self.kind, seed + i) for i in range(self.seeds)])
 
 class Nhits(Network): name = kind = 'nhits'
 class Nbeatsx(Network): name = kind = 'nbeatsx'
@@ -318,22 +340,12 @@ class Tft(Network): name, kind, seeds = 'tft', 'tft', 1
 
 NETWORKS = {o.name: o for o in (Nhits, Nbeatsx, Tft)}
 
-# %% ../../nbs/models/43_networks.ipynb #6fcedabd
-def course(
-    net:dict, # of `network`
-    until, # the last session that taught or judged it
-) -> dict: # as JSON has it
-    "How a network was trained."
-    c = net['curve']; judges = c[:, 2:]@[1, PINBALL]; look = lambda i: dict(step=int(c[i, 0]), training=round(float(c[i, 1]), 5), judges=round(float(judges[i]), 5))
-    return dict(until=str(until), warm=bool(net['warm']), steps=int(c[-1, 0]), kept=int(c[1 + judges[1:].argmin(), 0]), seconds=round(float(net['seconds']), 1),
-                parameters=int(sum(v.size for k, v in net.items() if k.startswith('w_'))), curve=[look(i) for i in range(len(c))])
-
 # %% ../../nbs/models/43_networks.ipynb #e3ffacf7
 @patch
-def _keep(self:Network, nets, until):
+def _keep(self:Network, nets):
     "Weights as parameters, the course of training as notes."
     self.params |= {f'net{i}': np.frombuffer(packed(o), np.uint8) for i, o in enumerate(nets)}
-    self.notes['training'] = [course(o, until) for o in nets]
+    self.notes['training'] = [o | dict(one=i) for i, net in enumerate(nets) for o in courses_of(net)]
 
 @patch
 def outputs(self:Network, windows) -> tuple: # [N, 4, 21] added to the base; [4, 21] the base; [N, 4] correction
@@ -362,3 +374,57 @@ def own(self:Network, windows) -> np.ndarray: # [N, 4, 21] log returns
     "The network's own quantiles of the four horizons, without shrinkage and cells."
     level = super(Network, self).levels(windows)[:, :4]; out, base, _ = self.outputs(windows)
     return np.exp(level/2)[..., None]*np.sort(base + out, -1)
+
+# %% ../../nbs/models/43_networks.ipynb #e5b97c26
+NEW, OLD, MOVES, SLOW = 32, 32, 8, 3e-5 # rows of a step that are new, that are not; steps of an update; rate
+
+@patch
+def fresh(self:Network, windows, targets) -> dict: # as `taught`, rows that teach only
+    "What matured labels teach that is not known yet."
+    b, k = bank(windows.panel), last_ended(windows.minute); s = b.first + windows.day
+    last = self.notes.get('updated', {}).get('last') or [max(o['until'] for o in self.notes['training']), SLOTS]
+    later = np.array([[b.days[i].isoformat(), j] > last for i, j in zip(s.tolist(), k.tolist())], bool); whole = np.isfinite(Scale.levels(self, windows)[:, 0]) & ((windows.minute + 1) % SLOT == 0)
+    known = np.isfinite(targets.y[:, :4]) & np.isfinite(targets.logrv[:, :4]); steps = (known*(np.array(READ) + 1)).max(1, initial=0); at = later & whole & (steps > 0)
+    t = lesson(windows.panel, s[at], k[at], outlook(windows.panel, {h: self.params[f'then_{h}'] for h in AHEAD}, s[at], k[at]))
+    return t | dict(ok=t['ok']*(np.arange(STEPS) < steps[at, None]))
+
+@patch
+def rehearsed(self:Network, panel, net) -> dict: # as `taught`
+    "The kept lessons of the past, as far as the panel has their sessions."
+    b = bank(panel); place = {d.toordinal(): i for i, d in enumerate(b.days)}; p = np.array([(place[d], k) for d, k in net['pages'].tolist() if d in place]).reshape(-1, 2).astype(int)
+    if len(p) < OLD: raise ModelError(f'{self.name} cannot learn on', f'{len(p)} of the {len(net["pages"])} lessons it has to go over again are in this history', 'deepen the history (spy history --deepen)')
+    return dict(s=p[:, 0], k=p[:, 1])
+
+# %% ../../nbs/models/43_networks.ipynb #ad165bba
+def eased(torch, model, kept:bytes, rate:float): # AdamW
+    "The optimiser, with what it knew."
+    o = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.)
+    if kept: a = unpack(kept); o.load_state_dict(o.state_dict() | dict(state={i: {k: torch.from_numpy(a[f'{k}{i}'].copy()) for k in ('step', 'exp_avg', 'exp_avg_sq')} for i in sorted(int(o[4:]) for o in a if o.startswith('step'))}))
+    return o
+
+def remembered(optimizer) -> bytes: return pack({f'{k}{i}': v.numpy() for i, o in optimizer.state_dict()['state'].items() for k, v in o.items()})
+
+@patch
+def moved(self:Network, panel, net, t, kept:bytes, seed:int) -> tuple: # net, bytes
+    "One network after an update, and what its optimiser knows."
+    rng, old = np.random.default_rng(seed), self.rehearsed(panel, net); fits = {h: self.params[f'then_{h}'] for h in AHEAD}
+    pick = rng.integers(0, len(old['s']), MOVES*OLD); again = lesson(panel, old['s'][pick], old['k'][pick], outlook(panel, fits, old['s'][pick], old['k'][pick]))
+    both, n = {o: np.concatenate([again[o], t[o]]) for o in t}, len(pick)
+    with torch_alone(seed) as torch:
+        model = put_weights(torch, built(self.kind, net['columns'], 0), net).train(); optimizer = eased(torch, model, kept, SLOW)
+        for i in range(MOVES):
+            square, pinball = loss_of(torch, model, net, panel, both, np.r_[i*OLD:(i + 1)*OLD, n + rng.integers(0, len(t['s']), NEW)])
+            optimizer.zero_grad(); (square + PINBALL*pinball).backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step()
+        return net | weights_of(model), remembered(optimizer)
+
+@patch
+def update(self:Network, windows, targets, now) -> Network: # as of every forecaster
+    "A network after labels that have matured; itself where none teaches."
+    super(Network, self).update(windows, targets, now); t = self.fresh(windows, targets)
+    if not t['ok'].any(): return self
+    out, done, kept = type(self)(), self.notes.get('updated', dict(n=0)), [self.params[o].tobytes() if (o := f'adam{i}') in self.params else b'' for i in range(self.seeds)]
+    each = [self.moved(windows.panel, net, t, kept[i], 1000*(done['n'] + 1) + i) for i, (net, _) in enumerate(self._nets())]
+    out.params = self.params | {f'{k}{i}': np.frombuffer(o, np.uint8) for i, (net, adam) in enumerate(each) for k, o in (('net', packed(net)), ('adam', adam))}
+    i = np.lexsort((t['k'], t['s']))[-1]
+    out.notes = self.notes | dict(updated=dict(n=done['n'] + 1, now=str(now), last=[bank(windows.panel).days[t['s'][i]].isoformat(), int(t['k'][i])]))
+    return out
