@@ -18,9 +18,9 @@ from fastcore.basics import patch
 from ..bars import OHLCV
 from ..core import ModelError
 from ..models.barriers import DOWN, UP
-from ..models.champions import Kept, NotYet, load_champion, load_model, promotions
+from ..models.champions import Kept, load_champion, load_model, promotions
 from ..models.experience import WATCHED, Experience, experience, strange
-from ..models.targets import AHEAD, EVERY, FIRST, HORIZONS, QUANTILES, origin_times, returns
+from ..models.targets import AHEAD, EVERY, FIRST, QUANTILES, origin_times, returns
 from ..models.touch import DISTANCES, LIMITS, unit
 from ..models.tracking import Forecast, Outcome, State, adjust, start, step, track
 from ..models.windows import Panel

@@ -7,6 +7,7 @@ __all__ = ['LEAD', 'AFTER', 'MEANS', 'clock_of', 'next_day', 'Runner', 'until_of
 
 # %% ../../nbs/live/51_runner.ipynb #c9541c36
 import asyncio, ipaddress
+from contextlib import nullcontext
 from datetime import date, datetime, timedelta
 
 import pandas as pd
@@ -25,7 +26,10 @@ from ..tws.feed import Feed
 from ..tws.history import SETTLED, fetch_history
 from ..tws.link import Link
 from ..tws.minutes import differences
+from .engine import Engine
 from .flowday import FlowDay
+from .relay import Relay
+from .stream import Publisher
 from .today import Today
 
 # %% ../../nbs/live/51_runner.ipynb #2bb33213
@@ -67,9 +71,12 @@ class Runner:
         say=lambda text: None, # what a user should see
         progress=lambda label: quiet, # label -> callable(done, total, what)
         every_min:int=15, # minutes between the lines that say how it goes
+        thinks:bool=False, # forecast and decide too
+        publish=None, # callable (kind, body, known_at): tell those who watch
     ):
         self.store, self.clock, self.days, self.with_chain, self.venue, self.say, self.progress, self.every_min = store, clock, days, chain, venue, say, progress, every_min
         self.link = Link(host, port, client_id, clock)
+        self.thinks, self.publish, self.engine, self.over = thinks, publish, None, -1
         self.is_tape, self.reports, self.feed, self.today, self.chain, self.explained = ':' in (store.provenance or ''), [], None, None, None, {}
 
     def line(self, text:str): "Something for the user, with New York time."; self.say(f'{self.clock.now().astimezone(ET):%Y-%m-%d %H:%M:%S} {text}')
@@ -168,13 +175,14 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
     "A session, from before the open to the close."
     self.feed, self.today, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True), usual_depth(flow_log(self.store), day)
     self.flow = self.on_record(day)
-    self.chain, self.smile = None, Smile()
+    self.chain, self.smile, self.engine, self.over = None, Smile(), None, -1
     self.today.write()
     self.feed.secondEvent += self.second
     self.feed.minuteEvent += self.minute
     self.feed.stateEvent += self.state
+    self.watched()
     ends = [asyncio.ensure_future(self.feed.run(day, until and until.timestamp())), *([asyncio.ensure_future(self.clock.over.wait())] if hasattr(self.clock, 'over') else [])]
-    beside, whole = [asyncio.ensure_future(self.options(day))] if self.with_chain else [], False
+    beside, whole = [*([asyncio.ensure_future(self.options(day))] if self.with_chain else []), *([asyncio.ensure_future(self.think(day))] if self.thinks else [])], False
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if ends[0].done(): self.reports.append(ends[0].result()); whole = not until
@@ -183,9 +191,38 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
         for t in ends + beside: t.cancel()
         await asyncio.gather(*ends, *beside, return_exceptions=True)
         self.today.write()
+        if self.engine: await self.engine.rest()
         if self.flow: self.flow.close()
         if not whole and self.feed.seconds and self.feed.seconds.oldest > self.feed.open: self.line(f'{self.kept()}; the day is not sealed, and the next run goes on from here')
 
+# %% ../../nbs/live/51_runner.ipynb #337e48a7
+@patch
+async def think(self:Runner, day):
+    "Make the engine ready; then let it look at what there is."
+    self.engine = await Engine(Store(self.store.root, self.store.provenance), day, self.clock, self.days, say=self.line, publish=self.publish).ready()
+    self.look(); self.tell()
+
+@patch
+def look(self:Runner):
+    "What is new in today's file, for the engine."
+    if self.engine: self.engine.look(self.today.bars, self.today.values, self.over, self.today.left, self.chain)
+
+@patch
+def watched(self:Runner):
+    "Hand on what the feed hears, if anybody may watch."
+    self.states = {}
+    if not self.publish: return
+    r = Relay(self.publish, lambda: self.feed.seconds.now, self.venue)
+    for o, f in dict(minute=r.minute, quote=r.quote, book=r.book, second=r.second).items(): getattr(self.feed, o + 'Event').connect(f, keep_ref=True)
+
+@patch
+def tell(self:Runner):
+    "How it goes, for whoever watches."
+    if not self.publish: return
+    s = session(self.today.day); feed = {k: list(v) for k, v in self.states.items()} | (dict(options=[self.chain.state, self.chain.reason]) if self.chain else {})
+    self.publish('state', dict(link='up' if self.link.connected else 'down', feed=feed, day=str(self.today.day), session=dict(open=s.open.isoformat(), close=s.close.isoformat()), counts=dict(self.feed.counts)) | (self.engine.state() if self.engine else {}), self.clock.now())
+
+# %% ../../nbs/live/51_runner.ipynb #c6f9b528
 @patch
 def on_record(self:Runner, day) -> FlowDay|None: # None: the feed has to look at it first
     "The one-second features of what was recorded of a day before."
@@ -204,7 +241,9 @@ def soon(self:Runner):
     if not self.today.dirty: self.writing = self.link.mind(asyncio.ensure_future(self.write()))
 
 @patch
-async def write(self:Runner): "Bring today's file up to date; an error stops the feed."; self.today.write()
+async def write(self:Runner):
+    "Bring today's file up to date, an error of which stops the feed; then let the newest minute be thought about."
+    self.today.write(); self.look()
 
 # %% ../../nbs/live/51_runner.ipynb #a0056735
 @patch
@@ -220,7 +259,7 @@ def minute_over(self:Runner, i:int): # of the session
     "What goes with the bars of this minute, and of those before that were not told yet."
     quoted = chain_frame(rows) if self.chain and (rows := self.chain.snapshots.get(i)) else None
     options = self.smile.step(quoted)
-    self.soon()
+    self.soon(); self.over = i; self.tell()
     for k in sorted(self.flow.ends): self.today.note(k, self.flow.ends.pop(k) | (options if k == i and quoted is not None else {}))
 
 @patch
@@ -248,6 +287,7 @@ MEANS = dict(minutes="without the API's own minute bars the feed's stand, until 
 @patch
 def state(self:Runner, s):
     "States worth a line; a stream that is up is none."
+    self.states[s.what] = s.name, s.reason; self.tell()
     if s.reason != 'stopped' and (s.name not in ('up', 'connecting') or s.what == 'link'):
         self.line(f'{s.what} {s.name}' + (f': {s.reason}' if s.reason else ''))
         if s.what in MEANS and s.name in ('down', 'denied', 'stale') and self.explained.get(s.what) != self.today.day: self.explained[s.what] = self.today.day; self.line(MEANS[s.what])
@@ -326,14 +366,18 @@ async def go(
     once:bool=False, # one session
     until:str|None=None, # HH:MM, New York
     say=print, progress=lambda label: quiet, # as in `Runner`
+    thinks:bool=True, # forecast and decide too
+    shows:bool=False, # let other processes watch
 ) -> Runner:
     "A live run, as `spy live` starts it."
     clock = await clock_of(host, port)
     try:
         async with Link(host, port, client_id, clock) as link: provenance = link.provenance
-        run = Runner(host, port, Store(root, provenance), clock, client_id, days, options, say=say, progress=progress)
+        run = Runner(host, port, Store(root, provenance), clock, client_id, days, options, say=say, progress=progress, thinks=thinks)
         if word := stamp(provenance): run.line(f'{word}: {provenance}; not to be traded on')
-        await run.run(until_of(until, clock.now()), once)
+        with Publisher(root, provenance) if shows else nullcontext() as p:
+            run.publish = p and p.publish
+            await run.run(until_of(until, clock.now()), once)
         return run
     finally:
         if hasattr(clock, 'detach'): clock.detach()

@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'walked', 'with_day', 'tonight', 'heads_of', 'Desk']
 
 # %% ../../nbs/live/39_words.ipynb #ac981296
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -19,18 +19,18 @@ from ..models.confidence import Rule, past_rank
 from ..models.direction import minute_features
 from ..models.experiment import evaluate, in_turn
 from ..models.forecaster import Targets
-from ..models.races import forecast_at
+from ..models.races import forecast_at, scale_of
 from ..models.targets import EVERY, FIRST, HORIZONS, QUANTILES
 from ..models.touch import Touch
 from ..sessions import MINUTES, session
 from ..trade import intraday, swing
 from ..trade.clock import learn_clock
 from ..trade.costs import Costs
-from ..trade.desk import day_moments, is_asked, on_record, shadow_of, stood
+from ..trade.desk import basis, day_moments, is_asked, on_record, shadow_of, stood
 from ..trade.intraday import OPTION
 from ..trade.shadow import Night, Shadow, WINDOW, dividends_of, ended, intraday_shadow, nights, shares_of
-from ..trade.signals import Stage, grounds, intraday_day, option_day, stage, swing_day
-from ..trade.tickets import Ticket, head_of
+from ..trade.signals import Stage, grounds, intraday_day, option_day, option_grounds, stage, swing_day
+from ..trade.tickets import Ticket, head_of, is_scored
 
 # %% ../../nbs/live/39_words.ipynb #6cee443d
 def walked(
@@ -81,7 +81,7 @@ def heads_of(
     flat = np.broadcast_to(np.linspace(-.001, .001, len(QUANTILES)), (1, len(HORIZONS), len(QUANTILES)))
     with np.errstate(all='ignore'): s, heads = intraday_shadow(panel, with_day(ev, panel, [FIRST], np.full((1, len(HORIZONS)), .001), flat), hold, costs, qty)
     old = s.day < len(panel) - 1
-    return Shadow(s.hold, *(getattr(s, k)[old] for k in ('day', 'minute', 'start', 'end', 'ripe', 'side', 'p_up', 'up', 'novelty', 'sigma', 'net', 'status', 'long_win'))), heads
+    return Shadow(s.hold, *(getattr(s, o.name)[old] for o in fields(Shadow)[1:])), heads
 
 # %% ../../nbs/live/39_words.ipynb #40269678
 class Desk:
@@ -95,7 +95,7 @@ class Desk:
         self.d, self.ev, self.costs, self.rule, self.qty, self.chain_of = len(panel) - 1, ev, costs, rule, qty, chain_of
         past = panel.days_upto(self.d); self.paid = dividends_of(past); self.record = on_record(past, ev, chain_of, costs)
         built = {h: heads_of(panel, ev, h, costs, qty) for h in intraday.MINUTES_HELD}
-        shadows = {h: s for h, (s, _) in built.items()} | {OPTION: self.record.shadow if self.record else shadow_of([])}
+        shadows = {h: s for h, (s, _) in built.items()} | {OPTION: self.record.shadow if self.record else shadow_of([], is_scored('option', past.provenance))}
         self.stage = Stage(list(panel.days), past.provenance, ev.system, 0, ended(past), {}, shadows, {h: o for h, (_, o) in built.items()}, costs, None, None, None, self.paid, ev)
         self.night = {h: tonight(s, h, self.d, rule) for h, s in shadows.items()}
         self.touch = self.clock = None; self._options(past)
@@ -103,8 +103,8 @@ class Desk:
 @patch
 def _options(self:Desk, past):
     "What the search for options needs: paths and a variance clock; neither with too few days."
-    w = past.windows()
-    try: self.touch, self.clock = Touch().fit(w, forecast_at(self.ev, w)), learn_clock(past, session(self.stage.days[self.d]).open.to_pydatetime(), self.paid)
+    self.w = past.windows(); self.sigma = forecast_at(self.ev, self.w)
+    try: self.touch, self.clock = Touch().fit(self.w, self.sigma), learn_clock(past, session(self.stage.days[self.d]).open.to_pydatetime(), self.paid)
     except ModelError: self.touch = None
 
 # %% ../../nbs/live/39_words.ipynb #226cde96
@@ -137,11 +137,20 @@ def unquoted(self:Desk, panel, minute:int, q:np.ndarray) -> list: # of Silence
     return out
 
 @patch
-def quoted(self:Desk, panel, minute:int, sigma:np.ndarray, chain:pd.DataFrame, done) -> list: # of (word, Outcome or None)
+def quoted(self:Desk, panel, minute:int, sigma:np.ndarray, chain:pd.DataFrame, done) -> tuple: # words; ticket id -> what it rests on
     "What is said of the best offer of a recorded moment."
-    found = day_moments(panel, self.d, [0], np.array([minute]), np.asarray(sigma, np.float32).astype(float)[None], chain, self.touch, self.clock, self.costs)
-    score = np.array([o.offer.p_win for o in found if o.offer is not None])
-    return option_day(self.stage, SimpleNamespace(moments=found), self.d, self._night(OPTION, score), done)
+    sigma = np.asarray(sigma, np.float32).astype(float)[None]
+    found = day_moments(panel, self.d, [0], np.array([minute]), sigma, chain, self.touch, self.clock, self.costs)
+    n = self._night(OPTION, np.array([o.offer.p_win for o in found if o.offer is not None])); k = len(self.stage.shadows[OPTION])
+    rec, n = SimpleNamespace(moments=found, why=lambda o: self.why(panel, minute, sigma, chain, o)), replace(n, rows=slice(k, k + len(n.rank)))
+    words = [o for o, _ in option_day(self.stage, rec, self.d, n, done)]
+    return words, {t.id: option_grounds(self.stage, t, rec, self.d, n) for t in words if isinstance(t, Ticket)}
+
+@patch
+def why(self:Desk, panel, minute, sigma, chain, o) -> dict: # of a Moment
+    "What an offer rests on, as the record of past days would say it."
+    w = panel.windows(np.r_[self.w.day, self.d], np.r_[self.w.minute, minute])
+    return basis(w, np.r_[self.sigma, sigma], len(w) - 1, stood(chain, o.look.at), self.costs) | dict(system=scale_of(self.ev), seed=getattr(self.ev, 'seed', None))
 
 # %% ../../nbs/live/39_words.ipynb #a9745942
 @patch
@@ -150,14 +159,15 @@ def heard(self:Desk,
     minute:int, sigma:np.ndarray, q:np.ndarray, # [9], [9, 21]
     chain:pd.DataFrame|None, # recorded so far, the newest rows of it
     done:list, # (Ticket, Outcome) on record
-) -> dict: # head -> words; nothing where this minute is none of its moments
+) -> tuple: # head -> words, nothing where this minute is none of its moments; ticket id -> what it rests on
     "What is said after a minute."
     at = session(self.stage.days[self.d]).open + pd.Timedelta(minutes=minute + 1)
     if self.touch is not None and chain is not None and len(chain) and stood(chain, at) is not None:
-        if not is_asked(panel, self.d, minute): return {}
-        return {OPTION: [o for o, _ in self.quoted(panel, minute, sigma, chain, done)]}
-    if minute < FIRST or (minute - FIRST) % EVERY: return {}
-    return {o.facts['hold']: [o] for o in self.unquoted(panel, minute, q)}
+        if not is_asked(panel, self.d, minute): return {}, {}
+        words, why = self.quoted(panel, minute, sigma, chain, done)
+        return {OPTION: words}, why
+    if minute < FIRST or (minute - FIRST) % EVERY: return {}, {}
+    return {o.facts['hold']: [o] for o in self.unquoted(panel, minute, q)}, {}
 
 # %% ../../nbs/live/39_words.ipynb #21fa0152
 @patch
@@ -188,4 +198,5 @@ def at_once(self:Desk,
     night = {h: tonight(s, h, self.d, self.rule) for h, s in st.shadows.items()}
     out = {h: intraday_day(st, h, self.d, night[h]) for h in intraday.MINUTES_HELD}
     offered = option_day(st, today, self.d, night[OPTION], done) if today else []
+    done = done + [o for o in offered if isinstance(o[0], Ticket)]
     return out | {OPTION: [o for o, _ in offered], 'swing': swing_day(st, self.d, {h: night[h] for h in swing.SESSIONS}, done)}
