@@ -322,12 +322,20 @@ def test_a_cell_that_cannot_be_read_is_named(spy, tmp_path, column, text, says):
 
 
 @pytest.mark.parametrize('column,value,says', [('close', np.nan, r'empty price or volume \(NaN\), in close: 1 row, the first at 2025-11-10 09:33'), ('volume', np.nan, 'in volume: 1 row'),
-    ('high', np.inf, 'infinite price or volume, in high: 1 row'), ('low', 0., 'price not above zero, in low: 1 row'), ('low', -5., 'above zero, in low'), ('volume', -5., 'volume below zero: 1 row'),
+    ('high', np.inf, 'infinite price or volume, in high: 1 row'), ('low', 0., 'price not above zero, in low: 1 row'), ('low', -5., 'above zero, in low'), ('volume', -5., 'volume below zero: 1 row'), ('volume', 1e15, 'volume above 2e[+]09: 1 row, the first at 2025-11-10 09:33'),
     ('high', 1., 'does not enclose open and close: 1 row')])
 def test_a_cell_that_no_record_has_is_named(spy, tmp_path, column, value, says):
     df = spy.head(9).copy(); df.iloc[3, df.columns.get_loc(column)] = value
     with pytest.raises(DataError, match=says): read(df, tmp_path/'a.parquet')
     with pytest.raises(DataError, match=says): compute(df, NAMES)
+
+
+def test_times_between_minutes_and_a_line_cut_off_are_named(spy, tmp_path):
+    df = spy.head(9)
+    with pytest.raises(DataError, match='a bar does not begin on a whole minute: 9 rows, the first at 2025-11-10 09:30:30'): read(df.set_axis(df.index + pd.Timedelta('30s')), tmp_path/'a.parquet')
+    p = tmp_path/'a.csv'; df.to_csv(p); text = p.read_text(); last = text.splitlines()[-1]
+    p.write_text(text[:-len(last) - 1 + 7])
+    with pytest.raises(DataError, match='row 9, column datetime: .* has no offset, and is the last: was the file cut off[?]'): read_bars(p)
 
 
 def test_what_a_file_loses_is_said_by_every_command_that_reads_it(tmp_path):
