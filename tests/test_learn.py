@@ -1,16 +1,26 @@
 """Learning on a market whose habits change: a challenger that knows the new ones is promoted, a poisoned one dropped, a promotion that goes wrong taken back, and every act is on record."""
+import os
 import shutil
+import signal
+import sys
 from datetime import timedelta
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from conftest import need
 
-from spyresearch.core import FixedClock, FolderError
+from spyresearch.core import FixedClock, FolderError, ModelError, UsageError
 from spyresearch.features.prepare import prepare
 from spyresearch.live.contest import STOP, caution, matured, scored
-from spyresearch.live.learn import LASTS, WHO, Learner, brought, seated
+from spyresearch.live.infer import Growing
+from spyresearch.live.learn import LASTS, WHO, Learner, brought, hashes, seated
+from spyresearch.live.worker import Tuner, Worker, lessons_of, origins_of, teachable
+from spyresearch.models import networks
+from spyresearch.models.bank import bank
 from spyresearch.models.champions import keep, load_model, pointer, promote, promotions
-from spyresearch.models.experiment import MEMBERS
+from spyresearch.models.experiment import MEMBERS, train
 from spyresearch.models.forecaster import Targets
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import session
@@ -20,9 +30,13 @@ from spyresearch.tws.market import demo_tape
 RISES, FALLS, RISE = 51, 120, 6e-5 # from one session on every minute gains so much, from another on it loses it; log return
 
 
+@cache
+def demo(): return demo_tape(days=170, older=100).bars
+
+
 def market(days=155):
     "The demo's bars, with a drift in every minute."
-    bars = demo_tape(days=170, older=0).bars['TRADES', '1 min'].iloc[:, :7].copy(); day = bars.index.normalize(); n = day.unique()
+    bars = demo()['TRADES', '1 min'].iloc[:, :7].copy(); day = bars.index.normalize(); n = day.unique()
     more = (RISE*(1.*(day >= n[RISES]) - 2.*(day >= n[FALLS]))).cumsum()
     for o in ('open', 'high', 'low', 'close', 'average'): bars[o] = (bars[o]*np.exp(more)).round(4)
     return bars[day < n[days]]
@@ -134,3 +148,135 @@ def test_a_model_that_does_not_answer_is_dropped_at_once(story, tmp_path):
     learner.add('seat', panel.days[d - 1], 'mute', (), id='mute'); day = learner.add('day', panel.days[d], '', (), scores={pointer(store)['to']: scored(load_model(store, mute['old'], at_close(panel, d)).model, panel, d, at_close(panel, d)), 'mute': dict(loss=[None]*4, expected=[None]*4, cover80=[None]*4, n=[0]*4)}, roles={})
     learner.choose(day['day'], at_close(panel, d))
     assert learner.rows()[-1]['kind'] == 'drop' and 'did not answer' in learner.rows()[-1]['why'] and 'mute' not in seated(learner.rows())
+
+
+@pytest.fixture(scope='module')
+def deep():
+    if not find_spec('neuralforecast'): need('deep', 'NeuralForecast')
+    return networks.deep()
+
+
+@pytest.fixture(scope='module')
+def kit(place, deep, tmp_path_factory):
+    "A data folder whose champion is an N-HiTS of few passes, fitted up to the evening before session 150: (store, panel, id, model, day)."
+    store, panel = place; shutil.copytree(store.root, tmp_path_factory.mktemp('tuned')/'data', dirs_exist_ok=True, ignore=shutil.ignore_patterns('models', 'journal'))
+    root = next(tmp_path_factory.getbasetemp().glob('tuned*/data')); store = Store(root, clock=store.clock); older = demo()['TRADES', '5 mins']
+    for day, rows in older[older.index.date < panel.days[0]].groupby(lambda t: t.date()): store.write_raw(day, rows, five=True)
+    panel = Panel.from_store(store); past = panel.days_upto(150)
+    with pytest.MonkeyPatch.context() as m: m.setattr(networks, 'PASSES', 1); m.setattr(networks, 'AGAIN', 1); model = train(past, 'nhits')
+    id = keep(model, past, {}, store, at_close(panel, 149), sessions=LASTS); promote(store, id, 'the first', 'test', at_close(panel, 149))
+    return store, panel, id, model, 150
+
+
+def bars_of(panel, d, upto, start=0): return [(i, *(float(getattr(panel, o)[d, i]) for o in ('open', 'high', 'low', 'close', 'volume'))) for i in range(start, upto)]
+def minute_of(panel, d, n): return session(panel.days[d]).open.to_pydatetime() + timedelta(minutes=n)
+
+
+def growing(panel, d, upto):
+    g = Growing(panel.days_upto(d), panel.days[d])
+    for i, *bar in bars_of(panel, d, upto): g.put(i, bar, {})
+    return g
+
+
+def weights(tuner): return [networks.weights_of(o['module']) for o in tuner.nets]
+def alike(a, b): return all(np.array_equal(x[k], y[k]) for x, y in zip(a, b) for k in x)
+
+
+def test_updates_are_small_the_same_again_and_read_nothing_of_later(kit):
+    store, panel, id, model, d = kit; now, g = minute_of(panel, d, 200), growing(panel, d, 200)
+    a, b = (Tuner(model, panel.days_upto(d)) for _ in range(2))
+    for t in (a, b): out = [t.update(g.panel, now) for _ in range(3)]
+    assert alike(weights(a), weights(b)) and not any(o['undone'] for o in out) and [o['update'] for o in out] == [1, 2, 3] and all(o['replayed'] >= o['fresh'] == 32 for o in out)
+    assert 0 < out[-1]['moved'] < 3*10*5e-5*1.2 and all({int(v['step']) for v in o['optimiser'].state_dict()['state'].values()} == {30} for o in a.nets), 'the optimiser stays'
+    t, _ = lessons_of(g.panel, a.fits, *origins_of(g.panel, [len(bank(g.panel).days) - 1]), 200); u, _ = lessons_of(panel.days_upto(d + 1), a.fits, t['s'], t['k'], 200)
+    assert all(np.array_equal(t[k], u[k]) for k in ('ok', 'error', 'z')) and t['ok'].any(), 'what came after the moment is not in the lessons'
+    q, q0 = (m.quantiles(panel.windows(np.full(60, d), np.arange(14, 314, 5))) for m in (a.handed(), model)); ok = np.isfinite(q0[:, 0, 0]); wide, wide0 = (np.ptp(o[ok, 0], axis=1) for o in (q, q0))
+    assert 0 < abs(wide/wide0 - 1).max() < .2
+
+
+@pytest.mark.parametrize('rate', [.3, 30.])
+def test_a_diverging_rate_is_undone_and_ends_the_day(kit, rate):
+    store, panel, id, model, d = kit; now, g = minute_of(panel, d, 200), growing(panel, d, 200); t = Tuner(model, panel.days_upto(d)); at = weights(t)
+    for o in t.nets: o['optimiser'].param_groups[0]['lr'] = rate
+    out = [t.update(g.panel, now) for _ in range(4)]
+    assert all(o['undone'] for o in out[:3]) and 'in a row' in out[3]['skipped'] and alike(weights(t), at) and t.updates == 0
+    with pytest.raises(UsageError, match='rate'): Tuner(model, panel.days_upto(d), rate=rate)
+
+
+def test_a_poisoned_minute_teaches_nothing(kit):
+    store, panel, id, model, d = kit; now, g = minute_of(panel, d, 200), growing(panel, d, 200); a, b = (Tuner(model, panel.days_upto(d)) for _ in range(2))
+    fine = a.update(g.panel, now); g.put(104, [2*o for o in bars_of(panel, d, 105, 104)[0][1:]], {}); poisoned = b.update(g.panel, now)
+    assert fine['outliers'] == 0 < poisoned['outliers'] and not poisoned['undone'] and poisoned['moved'] <= 10*5e-5*1.2 and poisoned['loss'] <= 1.02*poisoned['morning']
+
+
+def test_a_weight_that_is_no_number_is_found_and_put_back(kit):
+    store, panel, id, model, d = kit; now, g = minute_of(panel, d, 200), growing(panel, d, 200); t = Tuner(model, panel.days_upto(d)); at = weights(t)
+    next(t.nets[1]['module'].parameters()).data[0] = float('nan')
+    assert t.update(g.panel, now)['undone'] == 'a weight is no number' and alike(weights(t), at) and not t.update(g.panel, now)['undone']
+
+
+def test_a_label_from_the_future_is_refused(kit):
+    store, panel, id, model, d = kit; t = Tuner(model, panel.days_upto(d)); at = weights(t)
+    with pytest.raises(ModelError, match='label leakage'): t.update(growing(panel, d, 200).panel, minute_of(panel, d, 199))
+    with pytest.raises(ModelError, match='label leakage'): t.update(panel.days_upto(d + 1), minute_of(panel, d, 200))
+    with pytest.raises(UsageError, match='time zone'): t.update(growing(panel, d, 200).panel, minute_of(panel, d, 200).replace(tzinfo=None))
+    assert alike(weights(t), at) and t.updates == 0
+
+
+def test_a_process_that_cannot_begin_says_why_and_is_not_begun_again(place, tmp_path):
+    panel = place[1]; store = Store(tmp_path, 'simulated:regime', clock=place[0].clock); w = Worker(Learner(store), 'nhits-2025-01-02-0123456789ab', panel.days[60], minute_of(panel, 60, -5)); w.wait()
+    assert w.stage == 'stopped' and w.restarts == 0 and 'is refused' in faults(store, panel.days[60])[0]; w.end()
+
+
+PLAY = """import sys, json, time
+print(json.dumps(dict(ready='x')), flush=True); sys.stdin.readline()
+for n, line in enumerate(sys.stdin, 1):
+    if {when}: {what}
+    print(json.dumps(dict(update=n, undone='', outliers=0, seconds=.1, moved=0., loss=1., morning=1.)), flush=True)"""
+
+
+def minded(store, panel, d, when, what, **more): return Worker(Learner(store), 'nhits', panel.days[d], minute_of(panel, d, -5), command=[sys.executable, '-c', PLAY.format(when=when, what=what)], **more)
+
+
+def faults(store, day): return [r['why'] for r in Learner(store).rows() if r['kind'] == 'fault' and r['day'] == str(day)]
+
+
+def test_a_process_that_dies_or_hangs_is_replaced_and_after_five_times_left_alone(place, tmp_path):
+    panel = place[1]; store = Store(tmp_path, 'simulated:regime', clock=place[0].clock); w = minded(store, panel, 60, 'n == 2', 'time.sleep(3600)', deadline_s=.6); w.wait()
+    first = w.process.pid
+    for i in range(2): w.tick(minute_of(panel, 60, i + 1), bars_of(panel, 60, i + 1, i)); w.wait()
+    assert w.restarts == 1 and w.process.pid != first and 'said nothing' in faults(store, panel.days[60])[0] and 'anew' in faults(store, panel.days[60])[0]
+    with pytest.raises(ProcessLookupError): os.kill(first, 0)
+    w.end(); w = minded(store, panel, 61, 'True', 'sys.exit(3)'); w.wait()
+    for i in range(8): w.tick(minute_of(panel, 61, i + 1), []); w.wait()
+    assert w.stage == 'stopped' and w.restarts == 6 and len(faults(store, panel.days[61])) == 6 and 'left alone' in faults(store, panel.days[61])[-1]
+    w.end()
+
+
+def test_no_update_is_ordered_during_an_alarm_or_on_a_full_disk(place, tmp_path, monkeypatch):
+    panel = place[1]; w = minded(Store(tmp_path, 'simulated:regime', clock=place[0].clock), panel, 62, 'False', 'pass'); w.wait()
+    w.tick(minute_of(panel, 62, 1), [], learns=False); assert w.stage == 'idle'
+    def full(record): raise FolderError('no space left on device')
+    monkeypatch.setattr(w.learner.journal, 'append', full); w.learner.add('note', panel.days[62], 'lost?')
+    w.tick(minute_of(panel, 62, 2), []); assert w.stage == 'idle' and len(w.learner.waiting) == 1
+    monkeypatch.undo(); w.tick(minute_of(panel, 62, 3), []); w.wait(); w.end()
+    assert w.updates == 1 and [r['why'] for r in w.learner.rows()] == ['lost?']
+
+
+def test_a_day_of_the_real_process_killed_on_the_way_ends_in_a_challenger(kit):
+    store, panel, id, model, d = kit; learner = Learner(store); assert teachable(learner, minute_of(panel, d, -5)) == id
+    w = Worker(learner, id, panel.days[d], minute_of(panel, d, -5)); w.wait(); at = 0
+    for n in (120, 121, 122):
+        if n == 122: os.kill(w.process.pid, signal.SIGKILL); w.process.wait()
+        w.tick(minute_of(panel, d, n), bars_of(panel, d, n, at)); at = n; w.wait()
+    if os.name == 'posix' and os.path.exists(f'/proc/{w.process.pid}/stat'): assert int(open(f'/proc/{w.process.pid}/stat').read().rsplit(')', 1)[1].split()[16]) >= 10, 'a low priority'
+    w.tick(minute_of(panel, d, 123), bars_of(panel, d, 123, 122)); w.wait()
+    assert w.restarts == 1 and w.updates == 3, faults(store, panel.days[d])
+    new = w.finish(at_close(panel, d)); assert new and new != id and seated(learner.rows()) == [new] and pointer(store)['to'] == id
+    (handed,) = (r for r in learner.rows() if r['kind'] == 'handed'); assert handed['from_id'] == id and handed['hashes'][new]['weights'] != learner_hash(store, id)
+    assert [r['kind'] for r in learner.rows()] == ['fault', 'update', 'handed', 'seat'] and teachable(learner, at_close(panel, d)) == new
+    row = learner.evening(panel, d + 1, at_close(panel, d + 1))[-1]; assert set(row['scores']) == {id, new} and row['scores'][id]['n'] == row['scores'][new]['n'] == [75, 73, 70, 64]
+    again = Tuner(load_model(store, new, at_close(panel, d)).model, panel.days_upto(d + 1)); assert 0 < again.moved() < .01, 'the next day goes on from there, tied to what was fitted'
+
+
+def learner_hash(store, id): return hashes(store, id)['weights']
