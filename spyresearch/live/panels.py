@@ -11,7 +11,9 @@ import pandas as pd
 
 from ..core import stamp
 from ..figures import DARK, LIGHT
-from .view import TEXT, Fresh, Head, Ladder, State, age_words, moment
+from .axes import moment
+from .phrases import TEXT, age_words
+from .view import Fresh, Head, Ladder, State
 from ..page import Markup, missing, tag, together
 
 # %% ../../nbs/live/47_panels.ipynb #d6fd1842
@@ -52,7 +54,7 @@ def topbar(h:Head, l:Ladder, f:Fresh, state:State, pixels_ms=None, lang:str='en'
     "Price, change and the states of everything."
     w = TEXT[lang]; tone = sign(h.change) if f.live else 'old'
     px = tag('div', tag('span', w['last'] if f.live else w['last_known'], cls='k'), tag('span', n(h.px), cls=f'px {tone}'), cls='pxbox')
-    change = tag('div', tag('b', n(h.change, '+.2f'), cls=sign(h.change)), tag('b', n(h.change_pct, '+.2f') + ' %', cls=sign(h.change)), cls='change')
+    change = tag('div', tag('b', n(h.change, '+.2f'), cls=sign(h.change)), tag('b', '' if missing(h.change_pct) else n(h.change_pct, '+.2f') + ' %', cls=sign(h.change)), cls='change')
     return tag('header', tag('b', 'SPY', cls='sym'), px, change, *_numbers(h, l, w), tag('div', *_pills(f, state, pixels_ms, w, lang), cls='pills'), cls=f"top {'' if f.live else 'notlive'}")
 
 def _numbers(h, l, w):
@@ -183,7 +185,8 @@ CSS = f'''<style>.sv{{{_vars(DARK | dict(panel='#10141d', line='#232b3b', muted=
 .sv .tr{display:grid;grid-template-columns:62px 1fr 58px 58px;gap:6px;height:16px;align-items:center;text-align:right} .sv .tr.here{background:color-mix(in srgb,var(--sv-accent) 18%,transparent)} .sv .stack{display:flex;height:11px} .sv .stack .b{background:var(--sv-up)} .sv .stack .s{background:var(--sv-down)} .sv .stack .u{background:var(--sv-muted)} .sv .tr.k{font-size:10px;text-transform:uppercase}
 .sv .card{border-left:4px solid var(--sv-muted)} .sv .card.go{border-left-color:var(--sv-up)} .sv .card.act{border-left-color:var(--sv-down)} .sv .card.wait{border-left-color:var(--sv-amber)} .sv .now{font-size:13px;font-weight:650} .sv .now.go{color:var(--sv-up)} .sv .now.act{color:var(--sv-down)} .sv .now.wait{color:var(--sv-amber)} .sv .cells{display:grid;grid-template-columns:repeat(4,1fr);gap:4px;margin-top:6px} .sv .silence{border-left:4px solid var(--sv-line)} .sv .stackbox{display:flex;flex-direction:column;gap:8px}
 .sv .hzs{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));gap:8px 14px} .sv .hz{display:flex;flex-direction:column;min-width:0} .sv .hz .k{display:flex;justify-content:space-between;font-size:10.5px;text-transform:uppercase} .sv .hz>b{font-size:15px} .sv .meter{display:block;height:4px;border-radius:2px;background:color-mix(in srgb,var(--sv-down) 55%,transparent);position:relative;margin-top:3px} .sv .meter i{display:block;height:100%;border-radius:2px 0 0 2px;background:var(--sv-up)} .sv .meter.wide{background:var(--sv-line);height:9px;margin:0} .sv .meter.wide i{background:var(--sv-accent)} .sv .meter.wide i.few{opacity:.4} .sv .meter u{position:absolute;top:-2px;bottom:-2px;width:2px;background:var(--sv-ink)} .sv .warnline{grid-column:1/-1;color:var(--sv-amber);font-weight:600} .sv .warnline.bad{color:var(--sv-down)}
-.sv .foot{display:grid;grid-template-columns:repeat(auto-fit,minmax(215px,1fr));gap:8px} .sv .foot .box{height:100%} .sv .cal{display:grid;grid-template-columns:48px 1fr 40px 84px;gap:8px;align-items:center} .sv .lat,.sv .feed{display:grid;grid-template-columns:1fr 40px 40px;gap:6px} .sv .lat b{text-align:right} .sv .feed{grid-template-columns:auto auto 1fr auto;align-items:center;margin:2px 0;gap:8px} .sv dl{display:grid;grid-template-columns:auto 1fr;gap:1px 12px;margin:0} .sv dt{color:var(--sv-muted)} .sv dd{margin:0;text-align:right;overflow-wrap:anywhere}
+.sv .foot{display:grid;grid-template-columns:repeat(auto-fit,minmax(215px,1fr));gap:8px} .sv .foot .box{height:100%} .sv .cal{display:grid;grid-template-columns:44px minmax(40px,1fr) 38px 56px;gap:6px;align-items:center} .sv .lat,.sv .feed{display:grid;grid-template-columns:1fr 40px 40px;gap:6px} .sv .lat b{text-align:right} .sv .feed{grid-template-columns:auto auto 1fr auto;align-items:center;margin:2px 0;gap:8px} .sv dl{display:grid;grid-template-columns:auto 1fr;gap:1px 12px;margin:0} .sv dt{color:var(--sv-muted);font-weight:400} .sv dd{margin:0;text-align:right;overflow-wrap:anywhere}
+.sv .chart>.widget-html,.sv .chart>.widget-html>.widget-html-content{position:static} .sv .bar>.widget-html{position:relative} .sv.widget-box,.sv .chart.widget-box{display:block;flex-flow:initial} .sv .bar.widget-box{display:flex} .sv .bar .title{flex:1 1 180px}
 @container (max-width:1000px){.sv .grid{grid-template-columns:minmax(0,1fr)} .sv .side{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr))}}
 @container (max-width:560px){.sv .pills{margin-left:0} .sv .px{font-size:21px} .sv .side{grid-template-columns:minmax(0,1fr)} .sv .cells{grid-template-columns:repeat(2,1fr)} .sv .top{gap:4px 14px}}
 </style>'''
