@@ -79,28 +79,26 @@ def _timed(df, path):
     if not isinstance(df.index, pd.DatetimeIndex):
         if not (named := [o for o in _TIME if o in df.columns]):
             raise DataError(f'{path}: no time column', f"columns are {', '.join(map(str, df.columns))}", f"name one of {', '.join(_TIME)}")
-        try: df = df.set_index(pd.DatetimeIndex(pd.to_datetime(df[named[0]], format='ISO8601', utc=_aware(df[named[0]])))).drop(columns=named[0])
-        except (ValueError, TypeError) as e: raise DataError(f'{path}: times cannot be read', _unread(df[named[0]], pd.to_datetime(df[named[0]], format='ISO8601', utc=True, errors='coerce')) or _short(df[named[0]]) or str(e).split('\n')[0], 'use ISO 8601 with an offset') from e
+        s = df[named[0]]; offset = _offset(s)
+        try:
+            if offset.any() and not offset.all(): raise ValueError(f'{_row(s, int(np.argmin(offset)))} has no offset' + (', and is the last: was the file cut off?' if np.argmin(offset) == len(s) - 1 else ''))
+            df = df.set_index(pd.DatetimeIndex(pd.to_datetime(s, format='ISO8601', utc=bool(offset.all())))).drop(columns=named[0])
+        except (ValueError, TypeError) as e: raise DataError(f'{path}: times cannot be read', _unread(s, pd.to_datetime(s, format='ISO8601', utc=True, errors='coerce')) or str(e).split('\n')[0], 'use ISO 8601 with an offset') from e
     if df.index.tz is None:
         raise DataError(f'{path}: times are naive', 'without a time zone the minute is not known', 'store UTC or New York times with their offset')
     df.index = df.index.tz_convert(ET).rename('Datetime')
     return df
 
+def _row(s, i): "A value and where it stands."; return f'row {i + 1:,}, column {s.name}: {s.iloc[i]!r}'
+
 def _unread(s, got):
     "Which value of a column could not be read, if any; rows are counted from 1, the heading aside."
     lost = np.flatnonzero((got.isna() & s.notna()).to_numpy())
-    return f'row {lost[0] + 1:,}, column {s.name}: {s.iloc[lost[0]]!r}' + (f', and {_count(len(lost) - 1, "further row")}' if len(lost) > 1 else '') if len(lost) else ''
+    return _row(s, lost[0]) + (f', and {_count(len(lost) - 1, "further row")}' if len(lost) > 1 else '') if len(lost) else ''
 
-def _offset(s): return s.astype(str).str.contains(r'(?:Z|[+-]\d\d:?\d\d)$').to_numpy()
-
-def _aware(s):
-    "Do the times carry an offset? (Mixed offsets are read as UTC, naive ones stay naive and are refused.)"
-    return s.dt.tz is not None if hasattr(s, 'dt') else _offset(s).all()
-
-def _short(s):
-    "Which time has no offset, if others have."
-    ok = _offset(s)
-    return '' if ok.all() or not ok.any() else f'row {int(np.argmin(ok)) + 1:,}, column {s.name}: {s.iloc[int(np.argmin(ok))]!r} has no offset' + (', and is the last: was the file cut off?' if np.argmin(ok) == len(s) - 1 else '')
+def _offset(s):
+    "Which times carry an offset, bool [N]; different ones are read as UTC, naive times stay naive and are refused."
+    return np.full(len(s), s.dt.tz is not None) if hasattr(s, 'dt') else s.astype(str).str.contains(r'(?:Z|[+-]\d\d:?\d\d)$').to_numpy()
 
 # %% ../nbs/02_bars.ipynb #ad749f8b
 def in_session(
