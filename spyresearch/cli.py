@@ -505,11 +505,12 @@ def test(only: _opt(Optional[list[str]], '--only', 'One stage: lint, notebooks o
     run_checks(only or ())
 
 @app.command()
-def bench(only: _opt(Optional[list[str]], '--only', 'A benchmark by name. May be given again.') = None,
+def bench(only: _opt(Optional[list[str]], '--only', 'A benchmark by name; may be given again. walk, nhits and tft take minutes and run only so.') = None,
+          bars: _opt(Optional[list[Path]], '--bars', 'Real bars for those: a file of minutes, then one of five minutes.') = None,
           repeat: _opt(int, '--repeat', 'Runs of each.', min=1) = 3, json_out: Json = None):
     "Speeds and memory, each beside a peer's public call on the same input in the same run."
     from spyresearch.bench import run_bench
-    rows = run_bench(only or (), repeat)
+    rows = run_bench(only or (), repeat, tuple(bars or ()))
     write_json({'rows': rows}, json_out)
 
 # %% ../nbs/66_cli.ipynb #05487957
