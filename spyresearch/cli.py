@@ -7,8 +7,8 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
            'Deepen', 'Plan', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features',
            'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'Lang', 'Id', 'Px', 'At', 'write_json',
            'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate',
-           'backtest', 'models', 'promote', 'rollback', 'tickets', 'took', 'closed', 'explain', 'live', 'record',
-           'replay', 'docs', 'drill', 'test', 'bench', 'main']
+           'backtest', 'models', 'promote', 'rollback', 'tickets', 'took', 'closed', 'explain', 'certify', 'live',
+           'record', 'replay', 'docs', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/66_cli.ipynb #46ea9e6f
 try:
@@ -401,13 +401,23 @@ def closed(ctx: typer.Context, id: Id, px: Px, at: At = None, tws: Tws = None, b
 
 @app.command()
 def explain(ctx: typer.Context, id: Id, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None, json_out: Json = None):
-    "Rebuild a ticket from the rows that it came from, number by number; a number that comes out otherwise is marked, with status 1."
+    "Rebuild a ticket or a forecast (F...) from the rows that it came from, number by number; a number that comes out otherwise is marked, with status 1."
+    from spyresearch.live.certify import explain_forecast
     from spyresearch.trade.explain import chain, explained
-    store = _stored(ctx)
-    lines, odd = explained(store.journal, id, store.provenance or '', _lang(lang))
-    if json_out: write_json(dict(steps=[vars(o) | dict(differs=o.differs) for o in chain(store.journal, id)[2]]), json_out)
+    store = _stored(ctx); lines, odd, steps = explain_forecast(store, id) if id.startswith('F') else (*explained(store.journal, id, store.provenance or '', _lang(lang)), None)
+    if json_out: write_json(dict(steps=[vars(o) | dict(differs=o.differs) for o in steps or chain(store.journal, id)[2]]), json_out)
     if json_out != '-': print(*lines, sep='\n')
-    if odd: raise CheckFailed(f"{len(odd)} of the ticket's numbers come out otherwise", ', '.join(odd[:6]), 'where only files differ, they have been written anew since; a number that differs rests on what was changed')
+    if odd: raise CheckFailed(f"{len(odd)} of its numbers come out otherwise", ', '.join(odd[:6]), 'where only files differ, they have been written anew since; a number that differs rests on what was changed')
+
+# %% ../nbs/66_cli.ipynb #2728c957
+@app.command()
+def certify(ctx: typer.Context, day: _opt(Optional[str], '--day', 'A session that spy live has put on record, YYYY-MM-DD; the last one by default.') = None, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
+    "A live day against the same day from history: features, forecasts, tickets and silences; exit 1 if they differ, 3 if there is nothing to compare."
+    from spyresearch.live import certify as live
+    store = _stored(ctx); bar = live.certify(store, _date(day, '--day') or live.newest(store))
+    if json_out != '-': print(bar)
+    write_json(dict(day=str(bar.day), provenance=bar.provenance, ok=bar.ok, forecasts=bar.n_forecasts, words=bar.n_words, largest=bar.most, differences=[vars(o) for o in bar.diffs], notes=list(bar.notes)), json_out)
+    bar.check()
 
 # %% ../nbs/66_cli.ipynb #1afe31d5
 @app.command()
@@ -415,7 +425,7 @@ def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = 
          days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', features: Features = None, once: _opt(bool, '--once', 'One session, then end.') = False,
          until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
          options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
-    "Record every session: level 1, level 2 and trades each second, today's day file each minute; for ever, until Ctrl-C."
+    "Record every session and, each minute, forecast it: row, features, forecast, touches, tickets or reasons for silence; for ever, until Ctrl-C. Without a model it records and says so."
     from spyresearch.live.runner import go
     from spyresearch.store import Store
     from spyresearch.tws.source import open_source
@@ -425,7 +435,7 @@ def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = 
     root = _folder(source, data, 'data', client_id)
     if features: _adopt(Store(root), features)
     with open_source(source, **({} if tws else dict(speed=speed, faults=faults, from_open=True))) as (host, port):
-        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say))
+        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say, shows=True))
 
 # %% ../nbs/66_cli.ipynb #75ea4f72
 @app.command()
