@@ -26,7 +26,7 @@ BIN = VENV/('Scripts' if os.name == 'nt' else 'bin')
 PYTHON = BIN/('python.exe' if os.name == 'nt' else 'python')
 # A second core that spins for work costs 10 to 75 times the speed; a random hash seed costs reproducibility.
 ENV = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0')
-NEEDS = {'test': ('core', 'test', 'bare', 'browser', 'torch', 'deep'), 'bench': ('core', 'test', 'options')}  # groups of the lock that a command rests on; else core
+NEEDS = {'test': ('core', 'test', 'bare', 'live', 'browser', 'torch', 'deep'), 'bench': ('core', 'test', 'live', 'options'), 'lab': ('core', 'live'), 'web': ('core', 'live')}  # groups of the lock that a command rests on; else core
 DEEP = {'deep', 'nhits', 'nbeatsx', 'tft', '--ray'}  # words that ask for networks or for Ray, half of all that could be installed
 
 
