@@ -217,6 +217,7 @@ def backtest(
     equity_usd:float=100_000., # every rule's own, at the start
     n_trials:int=1, # from the ledger
     configurations=None, # rule -> [days, tried] daily net returns; by default, the tries that the walk's shadow holds
+    own=None, # rule of ours -> (Grid -> Plan, (Grid, [D] bool scored, Costs) -> [days, tried] daily net returns)
     progress=quiet,
 ) -> Backtest:
     "Our tickets and the benchmarks, on the same days, after the same costs."
@@ -226,7 +227,8 @@ def backtest(
         quoted = {t.id: o for t, o in getattr(signals, 'tickets', ()) if t.kind == 'option'}
         pairs, sky = _settled(issued, g, on, costs, dividends, quoted), regimes(g, on, dividends)[on]
         orders = {'swing': lambda m: ticket_legs(pairs, g, m, costs, dividends), 'intraday': lambda m: option_trades(pairs, m)}
-        for name in BENCHMARKS: orders[name] = lambda m, p=rule(name, g, dividends): legs(late(p, g, m), g, on)
+        plans = {k: f(g) for k, (f, _) in (own or {}).items()} | {k: rule(k, g, dividends) for k in BENCHMARKS}
+        for name, plan in plans.items(): orders[name] = lambda m, p=plan: legs(late(p, g, m), g, on)
         booked = {}
         for k, (name, found) in enumerate(orders.items()):
             booked[name] = _booked(name, found, g, on, costs, equity_usd, dividends, sky); progress(k + 1, len(orders), name)
@@ -234,7 +236,8 @@ def backtest(
         mute, notes = mute[_within(mute['at'], g, on)], _notes(pairs, len(orders['swing'](0)) - len(results['swing'].trades), len(results['intraday'].trades))
         origin, scored = _origin(panel, issued, mute), [d for d, o in zip(g.days, on) if o]
         if configurations is None and hasattr(signals, 'shadow'): configurations = {'swing': t} if len((t := swing_tries(signals.shadow, scored)).T) > 1 else {}
-    return Backtest(scored, results, ticket_frame(pairs), mute, costs, origin, n_trials, configurations or {}, notes, w.seconds, doubted)
+        configurations = (configurations or {}) | {k: f(g, on, costs) for k, (_, f) in (own or {}).items()}
+    return Backtest(scored, results, ticket_frame(pairs), mute, costs, origin, n_trials, configurations, notes, w.seconds, doubted)
 
 # %% ../../nbs/trade/46_backtest.ipynb #90cee10d
 def _plain(o):
