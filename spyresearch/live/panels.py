@@ -10,11 +10,10 @@ __all__ = ['FEW', 'CSS', 'n', 'box', 'pill', 'cell', 'sign', 'banner', 'watermar
 import pandas as pd
 
 from ..core import stamp
-from ..figures import DARK, LIGHT
+from ..markup import DARK, LIGHT, Markup, missing, tag, together
 from .axes import moment
 from .phrases import TEXT, age_words
 from .view import Fresh, Head, Ladder, State
-from ..page import Markup, missing, tag, together
 
 # %% ../../nbs/live/47_panels.ipynb #d6fd1842
 def n(
