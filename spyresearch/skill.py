@@ -220,9 +220,10 @@ def absent(
     ev:dict, # Evaluation JSON
 ) -> Markup:
     "Members that could not take part and those that had a stand-in, with reasons and what to do."
-    out, stood = at(ev, 'models', 'left_out') or {}, at(ev, 'models', 'answered') or {}
+    out, stood, unfed = (at(ev, 'models', o) or {} for o in ('left_out', 'answered', 'unfed'))
     def by(w): return ', '.join(f'{100*v:.0f} % {k}' for k, v in sorted(w.items(), key=lambda o: -o[1]))
     said = [Markup(f'<b>{esc(k)}</b> took no part: {esc(why)}. What to do: {TODO}.') for k, why in out.items()] + [Markup(f'<b>{esc(k)}</b> was asked everywhere; answered by: {esc(by(w))}.') for k, w in stood.items()]
+    said += [Markup(f'Not measured, since no minute of these days has {esc(lack)}: <b>{esc(", ".join(k for k, o in unfed.items() if o == lack))}</b>.') for lack in dict.fromkeys(unfed.values())]
     return points(said) if said else Markup('')
 
 # %% ../nbs/57_skill.ipynb #e760c9ec

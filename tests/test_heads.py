@@ -1,4 +1,5 @@
 """From raw odds to a published probability, where the truth is known: a forecaster with an edge is found and matched, one with none gives silence. And Venn-Abers against MAPIE."""
+from dataclasses import replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 
 from spyresearch.core import ModelError
 from spyresearch.models.boosted import predict
-from spyresearch.models.classical import AutoArima, AutoEts, HarIv
+from spyresearch.models.classical import AutoArima, AutoEts, HarIv, HarIv30
 from spyresearch.models.confidence import Gate, base_days, fit_platt, fit_venn_abers, judge, past_rank, platt_days, rolling, venn_abers_days
+from spyresearch.models.experiment import carried, evaluate, unfed
 from spyresearch.models.forecaster import Targets
 from spyresearch.models.heads import grow_class
 from spyresearch.models.metrics import brier_skill
@@ -104,13 +106,22 @@ def test_venn_abers_keeps_order_and_holds_its_middle():
 def panel(): return Panel.from_bars(demo_tape(days=90, older=30).bars['TRADES', '1 min'])
 
 
-@pytest.mark.parametrize('kind', [AutoArima, AutoEts, HarIv])
+@pytest.mark.parametrize('kind', [AutoArima, AutoEts, HarIv, HarIv30])
 def test_a_label_after_the_span_teaches_nothing(panel, kind):
     w = panel.windows(); t = Targets.of(w); old, may = w.day < 70, (w.day < 68)[:, None]
     spoilt = Targets(np.where(may, t.y, 9.), np.where(may, t.logrv, 9.))
     a, b = (kind().fit(w[old], o.only(may)[old]) for o in (t, spoilt))
     for k in a.params: np.testing.assert_array_equal(a.params[k], b.params[k])
     assert np.isfinite(a.quantiles(w[w.day > 70])[:, 0]).any()
+
+
+def test_what_options_expect_is_named_where_it_is_measured_and_where_it_is_not(panel):
+    tape = demo_tape(days=110, older=30); bars = tape.bars['TRADES', '1 min'].join(tape.bars['OPTION_IMPLIED_VOLATILITY', '1 min'].add_prefix('iv_'))
+    fed = Panel.from_bars(bars, features=[*panel.names, 'log_iv_30']); ev = evaluate(fed, 'har,har_iv30', score_from=fed.days[95])
+    assert 'har_iv30' not in unfed(fed) and unfed(panel)['har_iv30'] == 'implied volatility bars' and carried(fed) == ('har_iv30',)
+    assert ev.answered['har_iv30'].by.eq('har_iv30').mean() > .9 and not np.array_equal(ev.q['har'], ev.q['har_iv30'])
+    lost = fed.x.copy(); lost[100, :, fed.names.index('log_iv_30')] = np.nan; one = evaluate(replace(fed, x=lost), 'har,har_iv30', score_from=fed.days[95]); day = one.origins.day_ix == 100
+    assert set(one.answered['har_iv30'].by[day]) <= {'har', ''} and 'implied volatility bars missing' in one.answered['har_iv30'].why[day].iloc[10] and np.array_equal(one.q['har_iv30'][day], one.q['har'][day], equal_nan=True)
 
 
 @pytest.mark.parametrize('kind', [AutoArima, AutoEts])

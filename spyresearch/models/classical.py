@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATEST', 'FEWEST', 'ORDER', 'SESSIONS', 'NEED', 'Arma', 'differenced', 'ahead', 'quietly', 'auto_arima', 'as_arma',
            'auto_ets', 'log_slots', 'mean_level', 'at_slot', 'steps_of', 'AutoArima', 'AutoEts', 'ArimaMean', 'left',
-           'HarIv']
+           'HarIv', 'HarIv30']
 
 # %% ../../nbs/models/48_classical.ipynb #b3faa5d2
 import warnings
@@ -178,3 +178,8 @@ class HarIv(BoostedImplied):
         out = 2*np.log(self.other.sigma(windows)); z = np.clip((self.regressors(windows) - self.params['mean'])/self.params['sd'], -5, 5)
         out[:, :5] += z@self.params['beta'].T
         return out
+
+# %% ../../nbs/models/48_classical.ipynb #aa2328d2
+class HarIv30(HarIv):
+    "Log-HAR and a regression of what it leaves over on the 30-day implied volatility."
+    name, reads, twin = 'har_iv30', ('log_iv_30',), Har

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUILT', 'CANDIDATES', 'RATE', 'SMALL', 'MEMBERS', 'ALL', 'SETS', 'SYSTEM', 'THIRDS', 'PROBABILITIES', 'SCHEMA',
-           'Ledger', 'weights', 'chosen', 'carried', 'Evaluation', 'step', 'in_turn', 'each_once', 'table_of', 'once',
-           'mean_of_all', 'blend', 'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
+           'Ledger', 'weights', 'chosen', 'carried', 'unfed', 'Evaluation', 'step', 'in_turn', 'each_once', 'table_of',
+           'once', 'mean_of_all', 'blend', 'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
 
 # %% ../../nbs/models/50_experiment.ipynb #92c17b46
 import hashlib, json
@@ -19,11 +19,11 @@ from ..core import DataError, ModelError, UsageError, git_revision, quiet, stopw
 from ..journal import Journal
 from .baselines import BASELINES
 from .boosted import Boosted, BoostedFlow, BoostedImplied
-from .classical import AutoArima, AutoEts, HarIv
+from .classical import AutoArima, AutoEts, HarIv, HarIv30
 from .daily import Daily
 from .experience import veto_of, vetoed
 from .folds import EMBARGO, Fold, folds
-from .forecaster import Targets
+from .forecaster import SOURCES, Targets, blocks
 from .heads import HarShape, ScaleShape
 from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_interval, skill_pct
 from .networks import NETWORKS
@@ -67,7 +67,7 @@ def weights(
     return w/w.sum(1, keepdims=True)
 
 # %% ../../nbs/models/50_experiment.ipynb #778b55ab
-MEMBERS = BASELINES | {o.name: o for o in (AutoArima, AutoEts, Boosted, Daily, Scale, Refined, HarShape, ScaleShape, BoostedFlow, BoostedImplied, HarIv)} | NETWORKS
+MEMBERS = BASELINES | {o.name: o for o in (AutoArima, AutoEts, Boosted, Daily, Scale, Refined, HarShape, ScaleShape, BoostedFlow, BoostedImplied, HarIv, HarIv30)} | NETWORKS
 ALL = (*BASELINES, 'boosted', 'daily', 'scale', 'refined')
 SETS = dict(all=ALL, deep=(*ALL, *NETWORKS), light=(*BASELINES, 'scale'), fast=('const', 'tod', 'ewma_diurnal', 'har'))
 SYSTEM = 'ensemble' # the system's own forecast
@@ -84,6 +84,11 @@ def carried(panel) -> tuple: # names
     "Members with a twin for which some minute of the panel has what they read."
     def ever(cls): return set(cls.reads) <= set(panel.names) and np.isfinite(panel.x[..., [panel.names.index(o) for o in cls.reads]]).all(-1).any()
     return tuple(k for k, o in MEMBERS.items() if o.twin is not None and ever(o))
+
+def unfed(panel) -> dict: # member with a twin that no minute feeds -> what it reads
+    "Members that cannot be measured on a panel."
+    fed = carried(panel)
+    return {k: ' and '.join(SOURCES[s] for s in blocks(o.reads)) for k, o in MEMBERS.items() if o.twin is not None and k not in fed}
 
 # %% ../../nbs/models/50_experiment.ipynb #2f89b03a
 @dataclass
@@ -106,6 +111,7 @@ class Evaluation:
     weights: dict = field(default_factory=dict) # horizon -> frame of the candidates' weights, a row a day
     answered: dict = field(default_factory=dict) # member with a twin -> frame of who answered each row, and why
     training: dict = field(default_factory=dict) # member of networks -> how each network was trained
+    unfed: dict = field(default_factory=dict) # member that could not be measured -> what no minute of the panel has
     tries: dict = field(default_factory=dict) # member -> its configurations in the ledger
     frozen: np.ndarray = None # [N, 9, 21] what the system would have said without learning from its own outcomes
     outside: np.ndarray = None # bool [N] would it have been refused as strange?
@@ -216,7 +222,7 @@ def evaluate(
     for name in names: ledger.add(MEMBERS[name].config())
     with stopwatch() as watch:
         w = panel.windows(); targets, now = Targets.of(w), w.day >= blocks[0].start
-        ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger), tries={o: ledger.tries(o) for o in names})
+        ev = Evaluation(panel.days, table_of(w[now], blocks), targets.y[now], targets.logrv[now], {}, {}, names, panel.provenance, seed, trials=len(ledger), tries={o: ledger.tries(o) for o in names}, unfed={k: v for k, v in unfed(panel).items() if k not in names})
         for name, steps in run(names, w, targets, blocks, seed, progress):
             if isinstance(steps, ModelError):
                 if members not in SETS or name in BASELINES: raise steps
@@ -341,7 +347,7 @@ def to_json(self:Evaluation) -> dict:
     "The evaluation as the contract has it."
     scored = sorted(set(self.origins.day[self.origins.counted]))
     models = dict(system=self.system, members=list(self.members), candidates=[o for o in CANDIDATES if o in self.members], left_out=self.left_out,
-        weights={h: w.iloc[-1].to_dict() for h, w in self.weights.items()}, answered={k: v.by.replace('', 'nobody').value_counts(normalize=True).to_dict() for k, v in self.answered.items()}, training=self.training, tries=self.tries)
+        weights={h: w.iloc[-1].to_dict() for h, w in self.weights.items()}, answered={k: v.by.replace('', 'nobody').value_counts(normalize=True).to_dict() for k, v in self.answered.items()}, training=self.training, tries=self.tries, unfed=self.unfed)
     return plain(dict(span=[o.isoformat() for o in (scored[0], scored[-1])] if scored else [], provenance=self.provenance, n_days=len(scored), n_sessions=len(self.days),
         git=git_revision(), seed=self.seed, seconds=self.seconds, n_trials=self.trials, n_built=sum(BUILT.values()), built=BUILT, models=models, horizons={h: self._entry(h) for h in HORIZONS}))
 
