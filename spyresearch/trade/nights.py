@@ -7,8 +7,6 @@ __all__ = ['SIZES', 'TRIED', 'CHOSEN', 'configs', 'trend_up', 'last_px', 'in_ran
            'tries', 'own']
 
 # %% ../../nbs/trade/56_nights.ipynb #2381b4e8
-from datetime import date
-
 import numpy as np
 import pandas as pd
 
@@ -48,7 +46,7 @@ def in_range(
     g:Grid,
 ) -> np.ndarray: # [D] 0 at the day's low, 1 at its high, as known at the decision; NaN where it has no range
     "Where SPY stands in the day's range."
-    row, late = np.arange(len(g.days)), np.arange(MINUTES) > g.n[:, None] - 2
+    late = np.arange(MINUTES) > g.n[:, None] - 2
     high, low = (f(np.where(late | ~g.seen, x, a), axis=1) for f, x, a in ((np.max, -np.inf, g.high), (np.min, np.inf, g.low)))
     with np.errstate(all='ignore'): return np.where(high > low, (last_px(g) - low)/(high - low), np.nan)
 
@@ -95,7 +93,7 @@ def orders(
     **how, # to `night`
 ) -> list: # of Leg
     "The positions of a variant."
-    day = noise_area(g, dividends)
+    day = noise_area(g, dividends) if noise or storms else None
     if storms: vol = pd.Series(daily_vol(g, dividends)); t = day.target.copy(); t[~(vol > vol.rolling(60, min_periods=20).median()).to_numpy()] = 0; return legs(Plan(day.name, t, day.leverage), g, on)
     return legs(night(g, closes, dividends, **how), g, on) + (legs(day, g, on) if noise else [])
 
