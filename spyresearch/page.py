@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WARNING', 'CSS', 'TEMPLATE', 'num', 'table', 'tile', 'tiles', 'points', 'fold', 'card', 'grid', 'facts', 'strip',
-           'style', 'bare', 'html']
+           'style', 'bare', 'html', 'Markup', 'esc', 'missing', 'tag', 'together']
 
 # %% ../nbs/53_page.ipynb #b10e8ad8
 import re
@@ -12,6 +12,8 @@ import re
 from . import figures
 from .core import stamp
 from .markup import Markup, esc, missing, tag, together
+
+_all_ = ['Markup', 'esc', 'missing', 'tag', 'together'] # of `markup`, under the names they had here
 
 # %% ../nbs/53_page.ipynb #511e69cc
 def num(
