@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SESSION_ENDS', 'OLDER', 'BENCHES', 'LONG', 'python', 'bench_start', 'plain_history', 'bench_history', 'peak_mb',
            'bench_run', 'busy_seconds', 'bench_second', 'depth_stream', 'bench_book', 'bench_forecast',
-           'bench_networks', 'made_chain', 'bench_offers', 'bench_backtest', 'bench_session', 'years', 'walk_once',
-           'train_once', 'in_process', 'peer_once', 'bench_walk', 'bench_training', 'table', 'run_bench']
+           'bench_networks', 'made_chain', 'bench_offers', 'bench_backtest', 'bench_session', 'bench_live', 'years',
+           'walk_once', 'train_once', 'in_process', 'peer_once', 'bench_walk', 'bench_training', 'table', 'run_bench']
 
 # %% ../nbs/63_bench.ipynb #ffcb1175
 import asyncio, os, subprocess, sys, tempfile
@@ -323,6 +323,33 @@ def bench_session(n):
     yield row('session', '23,400 seconds from the socket to the disk, history and day file included', ours, 'ib_async with the same streams, nothing kept', theirs, 60.)
     yield row('session_memory', 'what the process gains in a session', grew, bound=50., unit='MB')
 
+# %% ../nbs/63_bench.ipynb #5123a7bc
+def bench_live(n):
+    "A session through the engine."
+    import psutil
+    from spyresearch.live.engine import of_day
+    from spyresearch.live.runner import go
+    from spyresearch.models.champions import keep, promote
+    from spyresearch.models.experiment import train
+    from spyresearch.models.touch import Touch
+    from spyresearch.runs import gather
+    from spyresearch.sessions import prev_session
+    from spyresearch.tws.market import LAST
+    from spyresearch.tws.replay import spawn
+    from spyresearch.tws.source import Source
+    me, mb = psutil.Process(), []
+    with tempfile.TemporaryDirectory() as d:
+        got = gather(Source(asof=str(prev_session(LAST))), d); p, w = got.panel, got.panel.windows(); model = train(p, 'scale')
+        promote(got.store, keep(model, p, {}, got.store, got.history.asof, touch=Touch().fit(w, model.sigma(w))), at=got.history.asof)
+        def say(text): mb.append(me.memory_info().rss/2**20) if ' SPY ' in text else None
+        with spawn(days=130, speed='max', from_open=True) as (host, port): took, r = timed(lambda: asyncio.run(go(host, port, d, once=True, say=say)), 1)
+        ms = [o['ms']['all'] for o in of_day(f'{d}/journal/ticks.jsonl', LAST, 'at') if 'forecast' in o]
+    yield row('live_ticket', f'from the bar to the ticket or silence on record, {len(ms)} minutes of a session; 99th percentile', [p99(np.array(ms)/1e3)], bound=.25)
+    yield row('live_ticket_median', 'the same; median', [float(np.median(ms))/1e3], bound=.1)
+    yield row('live_late', 'what the loop of the feed had to wait for its turn while a minute was thought about, at worst; 99th percentile', [p99(np.array(r.engine.took['late'])/1e3)])
+    yield row('live_session', 'six and a half hours replayed through spy live, options, forecasts and words on record', took, bound=600.)
+    yield row('live_memory', 'what the process gains in that session', [max(mb[-3:]) - mb[0]], bound=100., unit='MB')
+
 # %% ../nbs/63_bench.ipynb #63bb3661
 def years(
     bars=(), # files: minute bars, five-minute bars; a drawn market without them
@@ -392,7 +419,7 @@ def bench_training(kind, n, *bars):
 # %% ../nbs/63_bench.ipynb #1e1179ee
 BENCHES = dict(start=bench_start, history=bench_history, features=bench_features, minute=bench_minute, flow=bench_flow, days=bench_days, second=bench_second, book=bench_book, forecast=bench_forecast,
                networks=bench_networks, offers=bench_offers, backtest=bench_backtest, session=bench_session, run=bench_run)
-LONG = dict(walk=bench_walk) | {o: partial(bench_training, o) for o in ('nhits', 'tft')}
+LONG = dict(walk=bench_walk, live=bench_live) | {o: partial(bench_training, o) for o in ('nhits', 'tft')}
 
 def table(rows) -> str:
     "The rows as text."

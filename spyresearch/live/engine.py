@@ -93,7 +93,7 @@ class Engine:
         self.session, self.forecasts, self.ticks = session(day), Journal(store.journal/'forecasts.jsonl'), Journal(store.journal/'ticks.jsonl')
         self.kept = self.mind = self.desk = None; self.why, self.fault, self.current, self.told = 'no model', '', {}, None
         self.seen, self.changed, self.asked, self.next, self.busy, self.overruns, self.errors, self.last = {}, {}, -1, None, None, 0, 0, None
-        self.took = {k: deque(maxlen=400) for k in ('bar_to_ticket', 'forecast', 'tickets')} # ms
+        self.took = {k: deque(maxlen=400) for k in ('bar_to_ticket', 'forecast', 'tickets', 'late')} # ms; late: what the loop had to wait at worst
 
 # %% ../../nbs/live/42_engine.ipynb #8ca46b87
 @patch
@@ -286,7 +286,7 @@ def state(self:Engine) -> dict:
 def _out(self:Engine, said:dict, late:float):
     "Tell what a minute brought."
     ms = said['ms'] | dict(late=1e3*late); self.last = said
-    for k, v in (('bar_to_ticket', ms['all']), ('forecast', ms.get('forecast')), ('tickets', ms.get('tickets'))): v is not None and self.took[k].append(v)
+    for k, v in (('bar_to_ticket', ms['all']), ('forecast', ms.get('forecast')), ('tickets', ms.get('tickets')), ('late', 1e3*late)): v is not None and self.took[k].append(v)
     if e := said.get('error'): self.say(f'no forecast at {said["at"][11:16]}: {e}')
     if not self.publish: return
     if 'body' in said: self.publish('forecast', said['body'] | dict(ms=ms), said['at'])
