@@ -119,7 +119,7 @@ def look(
     "Everything that could be bought, and what it would earn."
     said = check_quotes(rows, now, px, halted, dividends).reason; ok = (said == '').to_numpy(); at = pd.Timestamp(now).tz_convert(ET)
     smiles = curves(rows, ok, now, px, clock, dividends); c = shortlist(rows, ok, smiles, now)
-    ratio = {e: float(unit/charged(o, clock, now)) for e, o in smiles.items()}
+    ratio = {e: float(unit/charged(o, clock, now)) for e, o in smiles.items()} if room(now) > 0 else {}
     faults = said[said != ''].value_counts().to_dict() | c.reason[c.reason != ''].value_counts().to_dict()
     c = c[c.reason == ''].sort_values('expiry', kind='stable'); last = min(room(now), paths.minutes)
     if not len(c) or last <= wait: return Look(at, px, c, [], None, smiles, ratio, faults)
