@@ -13,10 +13,11 @@ from conftest import need
 
 from spyresearch.core import FixedClock, FolderError, ModelError, UsageError
 from spyresearch.features.prepare import prepare
+from spyresearch.journal import Journal
 from spyresearch.live.contest import STOP, caution, matured, scored
 from spyresearch.live.infer import Growing
 from spyresearch.live.learn import LASTS, WHO, Learner, brought, hashes, seated
-from spyresearch.live.worker import Tuner, Worker, lessons_of, origins_of, teachable
+from spyresearch.live.worker import Learning, Tuner, Worker, lessons_of, origins_of, teachable
 from spyresearch.models import networks
 from spyresearch.models.bank import bank
 from spyresearch.models.champions import keep, load_model, pointer, promote, promotions
@@ -197,7 +198,7 @@ def test_updates_are_small_the_same_again_and_read_nothing_of_later(kit):
 @pytest.mark.parametrize('rate', [.3, 30.])
 def test_a_diverging_rate_is_undone_and_ends_the_day(kit, rate):
     store, panel, id, model, d = kit; now, g = minute_of(panel, d, 200), growing(panel, d, 200); t = Tuner(model, panel.days_upto(d)); at = weights(t)
-    for o in t.nets: o['optimiser'].param_groups[0]['lr'] = rate
+    for o in t.nets: t.rate = o['optimiser'].param_groups[0]['lr'] = rate
     out = [t.update(g.panel, now) for _ in range(4)]
     assert all(o['undone'] for o in out[:3]) and 'in a row' in out[3]['skipped'] and alike(weights(t), at) and t.updates == 0
     with pytest.raises(UsageError, match='rate'): Tuner(model, panel.days_upto(d), rate=rate)
@@ -264,19 +265,18 @@ def test_no_update_is_ordered_during_an_alarm_or_on_a_full_disk(place, tmp_path,
 
 
 def test_a_day_of_the_real_process_killed_on_the_way_ends_in_a_challenger(kit):
-    store, panel, id, model, d = kit; learner = Learner(store); assert teachable(learner, minute_of(panel, d, -5)) == id
-    w = Worker(learner, id, panel.days[d], minute_of(panel, d, -5)); w.wait(); at = 0
-    for n in (120, 121, 122):
+    store, panel, id, model, d = kit; day, live = panel.days[d], Learning(store, refits=False); learner = live.learner; assert teachable(learner, minute_of(panel, d, -5)) == id
+    assert live.morning(day, minute_of(panel, d, -5)).size == 1; w, at = live.worker, 0; w.wait()
+    for n in (120, 121, 122, 123):
         if n == 122: os.kill(w.process.pid, signal.SIGKILL); w.process.wait()
-        w.tick(minute_of(panel, d, n), bars_of(panel, d, n, at)); at = n; w.wait()
-    if os.name == 'posix' and os.path.exists(f'/proc/{w.process.pid}/stat'): assert int(open(f'/proc/{w.process.pid}/stat').read().rsplit(')', 1)[1].split()[16]) >= 10, 'a low priority'
-    w.tick(minute_of(panel, d, 123), bars_of(panel, d, 123, 122)); w.wait()
-    assert w.restarts == 1 and w.updates == 3, faults(store, panel.days[d])
-    new = w.finish(at_close(panel, d)); assert new and new != id and seated(learner.rows()) == [new] and pointer(store)['to'] == id
-    (handed,) = (r for r in learner.rows() if r['kind'] == 'handed'); assert handed['from_id'] == id and handed['hashes'][new]['weights'] != learner_hash(store, id)
-    assert [r['kind'] for r in learner.rows()] == ['fault', 'update', 'handed', 'seat'] and teachable(learner, at_close(panel, d)) == new
-    row = learner.evening(panel, d + 1, at_close(panel, d + 1))[-1]; assert set(row['scores']) == {id, new} and row['scores'][id]['n'] == row['scores'][new]['n'] == [75, 73, 70, 64]
-    again = Tuner(load_model(store, new, at_close(panel, d)).model, panel.days_upto(d + 1)); assert 0 < again.moved() < .01, 'the next day goes on from there, tied to what was fitted'
-
-
-def learner_hash(store, id): return hashes(store, id)['weights']
+        body = live.minute(minute_of(panel, d, n), bars_of(panel, d, n, at)); at = n; w.wait()
+    if os.path.exists(f'/proc/{w.process.pid}/stat'): assert int(open(f'/proc/{w.process.pid}/stat').read().rsplit(')', 1)[1].split()[16]) >= 10, 'a low priority'
+    assert w.restarts == 1 and w.updates == 3 and body['updates'] == 2 and body['champion'] == id and body['challenger'] is None, faults(store, day)
+    w = panel.windows(*(o[panel.origins()[0] == d] for o in panel.origins())); q = model.quantiles(w)
+    for m, o in zip(w.minute, q): Journal(store.journal/'forecasts.jsonl').append(dict(origin=minute_of(panel, d, int(m)).isoformat(), q=[*o[:4].tolist(), *[None]*5]))
+    rows = live.evening(day, at_close(panel, d)); new = next(r['id'] for r in rows if r['kind'] == 'handed'); assert live.worker is None and pointer(store)['to'] == id != new and seated(learner.rows()) == [new]
+    assert [r['kind'] for r in learner.rows()] == ['fault', 'update', 'handed', 'seat', 'frozen', 'day'] and len(rows) == 5 and teachable(learner, at_close(panel, d)) == new
+    handed, scores = rows[1], rows[-1]['scores']; assert handed['from_id'] == id and handed['hashes'][new]['weights'] != hashes(store, id)['weights']
+    assert set(scores) == {id, new, 'served'} and scores[id]['n'] == scores[new]['n'] == scores['served']['n'] == [75, 73, 70, 64] and np.allclose(scores['served']['loss'], scores[id]['loss'], atol=1e-5) and scores[new]['loss'] != scores[id]['loss']
+    again = Tuner(load_model(store, new, at_close(panel, d)).model, panel.days_upto(d + 1))
+    assert 0 < again.moved() < .01 and all({int(v['step']) for v in o['optimiser'].state_dict()['state'].values()} == {10} for o in again.nets), 'the next day goes on from there, tied to what was fitted'

@@ -39,12 +39,16 @@ class Learner:
     "The evening's decisions in a data folder."
     def __init__(self,
         store:Store,
-    ): self.store, self.journal, self.waiting = store, Journal(store.journal/'learning.jsonl'), []
+    ): self.store, self.journal, self.waiting, self.seen = store, Journal(store.journal/'learning.jsonl'), [], (0, [])
     def __repr__(self): return f'Learner({len(self.journal)} rows' + (f', {len(self.waiting)} not written' if self.waiting else '') + ')'
 
 # %% ../../nbs/live/44_learn.ipynb #46839137
 @patch
-def rows(self:Learner) -> list: "All that happened, oldest first."; return self.journal.read() + self.waiting
+def rows(self:Learner) -> list:
+    "All that happened, oldest first; the file is read again when it has grown."
+    size = self.journal.path.stat().st_size if self.journal.path.exists() else 0
+    if size != self.seen[0]: self.seen = size, self.journal.read()
+    return self.seen[1] + self.waiting
 
 @patch
 def add(self:Learner,
