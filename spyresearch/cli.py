@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
            'Deepen', 'Plan', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features',
-           'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'Lang', 'Id', 'Px', 'At', 'write_json',
-           'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare', 'check_parity', 'run', 'train', 'evaluate',
-           'backtest', 'models', 'promote', 'rollback', 'tickets', 'took', 'closed', 'explain', 'certify', 'live',
-           'record', 'replay', 'docs', 'drill', 'test', 'bench', 'main']
+           'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'Lang', 'Id', 'Px', 'At', 'Port', 'Host',
+           'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
+           'check_parity', 'run', 'train', 'evaluate', 'backtest', 'models', 'promote', 'rollback', 'tickets', 'took',
+           'closed', 'explain', 'certify', 'live', 'record', 'replay', 'lab', 'web', 'docs', 'drill', 'test', 'bench',
+           'main']
 
 # %% ../nbs/66_cli.ipynb #46ea9e6f
 try:
@@ -365,7 +366,7 @@ def rollback(ctx: typer.Context, why: Why = '', tws: Tws = None, bars: Bars = No
 Lang = _opt(Optional[str], '--lang', "en or zh; the system's language by default.")
 
 @app.command()
-def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None,
+def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, lang: Lang = None,
             equity: _opt(Optional[float], '--equity', 'Equity in USD: sizes in shares or contracts too.') = None, full: _opt(bool, '--full', 'Odds, risk, dividends and record too.') = False, json_out: Json = None):
     "The tickets that stand after the last run and what to do with them now, or the reasons for silence."
     from spyresearch.trade.record import last_price, latest, now_of, screen
@@ -388,19 +389,20 @@ def _noted(ctx, key, id, px, lang, at, **more):
     t = getattr(track, key)(store.journal, id, px, at=when, provenance=store.provenance or '', **more)
     said = track.owner_words(store.journal)[t.id]; o = track.owned(t, said, track.Costs(), {})
     print(told(w, key, t, px=px, qty=said['took']['qty'], at=moment(w, said[key]['at']), **({} if key == 'took' else dict(net=o.net_usd))))
+    if key == 'took' and (word := track.beside(t, px)): print(told(w, word, t))
 
 @app.command()
-def took(ctx: typer.Context, id: Id, px: Px, qty: _opt(int, '--qty', 'Shares or contracts.'), at: At = None, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None):
+def took(ctx: typer.Context, id: Id, px: Px, qty: _opt(int, '--qty', 'Shares or contracts.'), at: At = None, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, lang: Lang = None):
     "Say that a ticket was bought: it is followed at your price then."
     _noted(ctx, 'took', id, px, lang, at, qty=qty)
 
 @app.command()
-def closed(ctx: typer.Context, id: Id, px: Px, at: At = None, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None):
+def closed(ctx: typer.Context, id: Id, px: Px, at: At = None, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, lang: Lang = None):
     "Say that what was bought on a ticket has been sold."
     _noted(ctx, 'closed', id, px, lang, at)
 
 @app.command()
-def explain(ctx: typer.Context, id: Id, tws: Tws = None, bars: Bars = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., lang: Lang = None, json_out: Json = None):
+def explain(ctx: typer.Context, id: Id, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, lang: Lang = None, json_out: Json = None):
     "Rebuild a ticket or a forecast (F...) from the rows that it came from, number by number; a number that comes out otherwise is marked, with status 1."
     from spyresearch.live.certify import explain_forecast
     from spyresearch.trade.explain import chain, explained
@@ -466,6 +468,27 @@ def replay(ctx: typer.Context, bars: Bars = None, daily: Daily = None, dividends
     at = before_open(given, asof or '') if from_open else parse_asof(asof) if asof else None
     script, pace = Faults.from_json(faults), speed_of(speed)
     serve(given, port, at, pace, script, unit=unit, depth_mode=depth_mode, seed=seed)
+
+# %% ../nbs/66_cli.ipynb #9c7a7186
+Port, Host = _opt(int, '--port', "Port; the program's usual one, or the next that is free, by default.", min=0, max=65535), _opt(str, '--host', 'Address to listen on.')
+NoToken, Browser = _opt(bool, '--no-token', 'Ask for no token; on this machine only.'), _opt(bool, '--browser/--no-browser', "Open it in this machine's browser.")
+
+def _page(kind, data, lang, port, host, no_token, browser, seconds=None):
+    "Start a page and stay until it ends."
+    from spyresearch.checks import checkout
+    from spyresearch.live.pages import page_command, page_env, serve_page
+    return serve_page(page_command(kind, checkout(), port, host, not no_token, browser), page_env(dict(os.environ), data, seconds, lang or ''))
+
+@app.command()
+def lab(data: Data = None, lang: Lang = None, port: Port = 0, host: Host = '127.0.0.1', no_token: NoToken = False, browser: Browser = True):
+    "JupyterLab on the notebooks, with the live screen open."
+    return _page('lab', data, lang, port, host, no_token, browser)
+
+@app.command()
+def web(data: Data = None, lang: Lang = None, port: Port = 0, host: Host = '127.0.0.1', no_token: NoToken = False, browser: Browser = True,
+        seconds: _opt(float, '--seconds', 'The screen stops by itself after so long; 0: never.', min=0) = 0.):
+    "The live screen as a page: it shows what a running `spy live` says, and starts none."
+    return _page('web', data, lang, port, host, no_token, browser, seconds)
 
 # %% ../nbs/66_cli.ipynb #ea41c442
 def _date(text, flag):

@@ -13,7 +13,7 @@ from spyresearch.core import file_hash
 from spyresearch.runs import execute
 
 ROOT = Path(__file__).parents[1]
-RUNS = sorted((ROOT/'nbs'/'runs').glob('*.ipynb'))
+RUNS = sorted(p for p in (ROOT/'nbs'/'runs').glob('*.ipynb') if p.stem != 'live')   # a screen, not a report
 
 
 @pytest.fixture(scope='module')

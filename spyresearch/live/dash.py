@@ -64,7 +64,7 @@ def make_marks() -> SimpleNamespace:
 def make_figure(m:SimpleNamespace) -> bq.Figure:
     "The figure around the marks."
     quiet = dict(grid_lines='solid', grid_color='var(--sv-line)', color='var(--sv-line)')
-    m.ax, m.ay = bq.Axis(scale=m.scales.x, tick_values=np.array([0., 60.]), tick_labels={str(i): f'{(570 + i)//60:02d}:{(570 + i)%60:02d}' for i in range(0, 391, 5)}, **quiet), bq.Axis(scale=m.scales.y, side='right', tick_format='.2f', **quiet | dict(orientation='vertical'))
+    m.ax, m.ay = bq.Axis(scale=m.scales.x, tick_values=np.array([0., 60.]), tick_labels={str(i): f'{(570 + i)//60:02d}:{(570 + i)%60:02d}' for i in range(0, 391, 5)}, **quiet), bq.Axis(scale=m.scales.y, side='right', tick_format='.2f', **quiet)
     marks = [m.volume, m.ribbon, *m.fan, m.median, m.knots, m.lines, m.past, m.live, m.misses]
     return bq.Figure(marks=marks, axes=[m.ax, m.ay], fig_margin=MARGIN, padding_x=0, padding_y=0, animation_duration=0, min_aspect_ratio=.05, max_aspect_ratio=50, background_style={'fill': 'none'}, display_toolbar=False, layout=w.Layout(width='100%', height='clamp(300px,50vh,760px)'))
 
