@@ -280,3 +280,11 @@ def test_a_day_of_the_real_process_killed_on_the_way_ends_in_a_challenger(kit):
     assert set(scores) == {id, new, 'served'} and scores[id]['n'] == scores[new]['n'] == scores['served']['n'] == [75, 73, 70, 64] and np.allclose(scores['served']['loss'], scores[id]['loss'], atol=1e-5) and scores[new]['loss'] != scores[id]['loss']
     again = Tuner(load_model(store, new, at_close(panel, d)).model, panel.days_upto(d + 1))
     assert 0 < again.moved() < .01 and all({int(v['step']) for v in o['optimiser'].state_dict()['state'].values()} == {10} for o in again.nets), 'the next day goes on from there, tied to what was fitted'
+
+
+def test_a_network_whose_mask_holds_infinities_learns_too(kit):
+    store, panel, id, model, d = kit; past = panel.days_upto(d)
+    with pytest.MonkeyPatch.context() as m: m.setattr(networks, 'PASSES', 1); m.setattr(networks, 'AGAIN', 1); tft = train(past, 'tft')
+    t = Tuner(tft, past); at = weights(t); assert not all(np.isfinite(v).all() for v in at[0].values())
+    assert not t.update(growing(panel, d, 200).panel, minute_of(panel, d, 200))['undone'] and not alike(weights(t), at)
+    next(t.nets[0]['module'].parameters()).data[0] = float('inf'); assert t.update(growing(panel, d, 201).panel, minute_of(panel, d, 201))['undone'] == 'a weight is no number'

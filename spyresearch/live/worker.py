@@ -107,7 +107,7 @@ def step(self:Tuner, panel, o, t:dict, rows:np.ndarray): # lessons; which of the
 @patch
 def sound(self:Tuner, panel, o, morning) -> str: # empty if it is
     "What is wrong with a network after an update."
-    if not all(bool(self.torch.isfinite(p).all()) for p in o['module'].state_dict().values() if p.is_floating_point()): return 'a weight is no number'
+    if not all(bool(self.torch.isfinite(p).all()) for p in o['module'].parameters()): return 'a weight is no number'
     now = self.judged(panel, o)
     return '' if now <= LOSE*morning else f'the loss on days that never teach went from {morning:.4f} to {now:.4f}'
 
@@ -142,7 +142,8 @@ def tuned(self:Tuner, panel, o, morning, t, known, n, beat) -> str: # empty if a
 def back(self:Tuner, kept:list):
     "Weights and optimisers as they were before an update; where those were broken already, as they were in the morning."
     for o, (weights, memory) in zip(self.nets, kept):
-        fine = all(np.isfinite(v).all() for v in (*weights.values(), *unpack(memory).values()))
+        moving = (weights[f'w_{k}'] for k, _ in o['module'].named_parameters()) # a mask may hold infinities
+        fine = all(np.isfinite(v).all() for v in (*moving, *unpack(memory).values()))
         put_weights(self.torch, o['module'], weights if fine else o['net']); o['optimiser'] = eased(self.torch, o['module'], memory if fine else b'', self.rate)
 
 @patch
