@@ -230,10 +230,10 @@ def ledger(
     built:dict=BUILT, # what was built -> configurations tried meanwhile
 ) -> Markup:
     "How often one tried before one found."
-    before = tag('p', tag('b', f'{sum(built.values()):,} configurations more'), f" were tried on the open days while the models were built ({', '.join(f'{k} {v:,}' for k, v in built.items())}; counted from notes). No number on this page is discounted for them.", cls='small')
-    if n is None: return together([tag('p', 'Configurations tried: ', num(None), ' (no ledger was kept).'), before])
+    before = f" {sum(built.values()):,} more were tried on the open days while the models were built ({', '.join(f'{k} {v:,}' for k, v in built.items())}; from notes); no number here is discounted for them."
+    if n is None: return tag('p', 'Configurations tried: ', num(None), ' (no ledger was kept).', before)
     tried = tag('b', f'{n:,} forecaster configuration{"" if n == 1 else "s"} tried')
-    return together([tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '; the deflated Sharpe ratio takes this count into account. The settings of the trading rules are fixed in advance and not searched.' if money else '.'), before])
+    return tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '; the deflated Sharpe ratio takes this count into account. The settings of the trading rules are fixed in advance and not searched.' if money else '.', before)
 
 # %% ../nbs/60_report.ipynb #a6d273de
 def _if(d, part, key, v, what='net_bp_per_trade'): return next((at(o, what) for o in at(d, part) or [] if at(o, key) == v), None) # what a what-if found

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'OVERLAP', 'NETWORKS', 'TODO', 'over_days', 'path_of', 'with_errors', 'scored', 'ends', 'skill', 'followed',
-           'skill_points', 'members', 'learned', 'training_words', 'trained', 'believed', 'absent', 'pinball',
-           'unfamiliar', 'coverage', 'calibration', 'reliability']
+           'skill_points', 'unmeasured', 'members', 'learned', 'training_words', 'trained', 'believed', 'absent',
+           'pinball', 'unfamiliar', 'coverage', 'calibration', 'reliability']
 
 # %% ../nbs/57_skill.ipynb #400fe41f
 from copy import deepcopy
@@ -110,6 +110,13 @@ def _remarks(ev, have):
     return together(tag('p', text, cls='muted') for text, so in said if so)
 
 # %% ../nbs/57_skill.ipynb #93f300f2
+def unmeasured(
+    ev:dict, # Evaluation JSON
+) -> str:
+    "Members that no minute of the days could feed."
+    unfed = at(ev, 'models', 'unfed') or {}; parts = [f'{", ".join(k for k, o in unfed.items() if o == lack)} ({lack})' for lack in dict.fromkeys(unfed.values())]
+    return f' Not measured, since no minute of these days has what they read: {"; ".join(parts)}.'*bool(parts)
+
 def members(
     ev:dict, # Evaluation JSON
 ) -> Markup:
@@ -117,7 +124,7 @@ def members(
     named = at(ev, 'models', 'members') or []; order = [*(o for o in named if o not in BASELINES), *(o for o in BASELINES if o in named)]
     def rows(h): return [[Markup(f'{esc(BASELINES.get(k, k))}<small>{num(at(o, "pinball_bp"), ".3f", "bp")}</small>'), *(skill(o, b) for b in BASELINES)] for k in order if (o := at(ev, 'horizons', h, 'models', k))]
     folds = [tag('details', tag('summary', HORIZONS[h]), tag('div', table(['', *BASELINES.values()], r), cls='tight'), name='members') for h in scored(ev, 'pinball_bp') if (r := rows(h))]
-    return together([tag('h3', 'Each member against every baseline, %'), tag('p', 'Loss under the name; then skill in percent (t) and its 95 % interval.', cls='muted'), tag('div', *folds, cls='picks')]) if folds else Markup('')
+    return together([tag('h3', 'Each member against every baseline, %'), tag('p', f'Loss under the name; then skill in percent (t) and its 95 % interval.{unmeasured(ev)}', cls='muted'), tag('div', *folds, cls='picks')]) if folds else Markup('')
 
 # %% ../nbs/57_skill.ipynb #a8ae8a35
 NETWORKS = dict(nhits='N-HiTS', nbeatsx='N-BEATSx', tft='TFT')
@@ -220,10 +227,9 @@ def absent(
     ev:dict, # Evaluation JSON
 ) -> Markup:
     "Members that could not take part and those that had a stand-in, with reasons and what to do."
-    out, stood, unfed = (at(ev, 'models', o) or {} for o in ('left_out', 'answered', 'unfed'))
+    out, stood = at(ev, 'models', 'left_out') or {}, at(ev, 'models', 'answered') or {}
     def by(w): return ', '.join(f'{100*v:.0f} % {k}' for k, v in sorted(w.items(), key=lambda o: -o[1]))
     said = [Markup(f'<b>{esc(k)}</b> took no part: {esc(why)}. What to do: {TODO}.') for k, why in out.items()] + [Markup(f'<b>{esc(k)}</b> was asked everywhere; answered by: {esc(by(w))}.') for k, w in stood.items()]
-    said += [Markup(f'Not measured, since no minute of these days has {esc(lack)}: <b>{esc(", ".join(k for k, o in unfed.items() if o == lack))}</b>.') for lack in dict.fromkeys(unfed.values())]
     return points(said) if said else Markup('')
 
 # %% ../nbs/57_skill.ipynb #e760c9ec
