@@ -80,7 +80,7 @@ class Told:
             if not len(at): continue
             q, y = self.model.quantiles(self.panel.windows(np.full(len(at), d), at))[:, j], np.log(self.bars.close.to_numpy()[at + h]/self.bars.close.to_numpy()[at])
             ok = np.isfinite(q).all(1)
-            if ok.any(): out[str(h)] = dict(cover80=100*float(np.mean((y >= q[:, 2])[ok] & (y <= q[:, 18])[ok])), n=int(ok.sum()), want=80)
+            if ok.any(): out[str(h)] = dict(cover80=float(np.mean((y >= q[:, 2])[ok] & (y <= q[:, 18])[ok])), n=int(ok.sum()), want=80)
         return dict(horizons=out)
 
     def at_minute(self, i):

@@ -59,7 +59,7 @@ def test_what_is_shown_of_a_real_session(state):
     assert c.fan.x[0] == 120 and len(c.fan.knot_x) == 4
     for (lo, hi), (lo2, hi2) in zip(c.fan.bands, c.fan.bands[1:]): assert (lo <= lo2).all() and (hi >= hi2).all()
     covered = state.newest('calibration')['horizons']['15']
-    assert len(c.ribbon.x) == covered['n'] and math.isclose(100*c.ribbon.inside.mean(), covered['cover80'], abs_tol=1e-6)
+    assert len(c.ribbon.x) == covered['n'] and math.isclose(c.ribbon.inside.mean(), covered['cover80'], abs_tol=1e-6)
     assert v.freshness(state, now).live and c.lines[0][0] == 'last'
     assert [o.horizon for o in fan.aheads(state.newest('forecast'))][:5] == [5, 15, 30, 60, 'rest_of_day']
 

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..core import RealClock, stopwatch
 from . import panels as p
 from . import view as v
-from .axes import moment, panned, sound, window_of, zoomed
+from .axes import panned, sound, window_of, zoomed
 from .chartaid import ChartAid, Gate
 from .fan import aheads, ribbon
 from .phrases import TEXT
@@ -83,7 +83,7 @@ class Dash:
         clock=None,
     ):
         self.lang, self.light, self.ahead, self.clock, self.gate = lang, light, ahead, clock or RealClock(), Gate()
-        self.window, self.span, self.y, self.drawn, self.full, self.stopped, self.last, self.push_ms, self.loop_thread = '2h', None, None, {}, True, '', None, deque(maxlen=200), None
+        self.window, self.span, self.y, self.drawn, self.full, self.stopped, self.last, self.push_ms, self.quote = '2h', None, None, {}, True, '', None, deque(maxlen=200), (0, 0.)
         self.m = make_marks(); self.fig = make_figure(self.m)
         self.html = {k: w.HTML() for k in NAMES}
         self.aid = ChartAid(x_scale=f'IPY_MODEL_{self.m.scales.x.model_id}', y_scale=f'IPY_MODEL_{self.m.scales.y.model_id}', margin=MARGIN, frozen=TEXT[lang]['frozen'])
@@ -165,7 +165,7 @@ def _text(self:Dash, state, now, fresh, lost):
     if self._due('forecast', state.count['forecast'], state.count['minute'], state.count['calibration']):
         h['horizons'].value = p.horizons(aheads(f), f, lang)
         h['calibration'].value = p.calibration(state.newest('calibration'), ribbon(state.listed('forecast'), v.candles(state, False), self.ahead), lang)
-        h['title'].value = p.tag('span', TEXT[lang]['chart'], ' · ', TEXT[lang]['bands'], title=TEXT[lang]['keys'])
+        h['title'].value = p.tag('span', TEXT[lang]['chart'], ' · ', TEXT[lang]['bands'], ' · ', TEXT[lang]['past'].format(h=self.ahead), title=TEXT[lang]['keys'])
 
 @patch
 def _due(self:Dash, part, *what) -> bool:
@@ -179,7 +179,7 @@ def _due(self:Dash, part, *what) -> bool:
 def _cards(self:Dash, state, now, fresh):
     "Tickets, or why there are none; their second line needs a price that is current."
     q = state.newest('quote') or {}
-    px, at = (q.get('last'), moment(q['at'])) if fresh.live and q.get('at') else (None, None)
+    px, at = (q.get('last'), now) if fresh.live else (None, None)
     if not self._due('cards', state.count['words'], px, fresh.live, f'{now:%H:%M}'): return
     self.tickets = v.cards(state.newest('words'), now, px, at, self.lang)
     self.html['tickets'].value = p.tag('div', p.tickets(self.tickets, self.lang), cls='stackbox')
@@ -273,8 +273,9 @@ async def watch(
         await clock.asleep(max(1/hz - (clock.monotonic() - t), .01))
 
 def _frame(sub, dash, state):
-    now = v.market_now(state, dash.clock.now(), sub.silent_s)
-    dash.show(state, now, v.freshness(state, now, sub.heard, sub.silent_s), sub.lost)
+    now, t = v.market_now(state, dash.clock.now(), sub.silent_s), dash.clock.monotonic()
+    if dash.quote[0] != (n := state.count['quote']): dash.quote = n, t
+    dash.show(state, now, v.freshness(state, now, sub.heard, sub.silent_s, t - dash.quote[1]), sub.lost)
 
 # %% ../../nbs/live/48_dash.ipynb #7d485f63
 async def guarded(sub, dash:Dash, *args, **kw):

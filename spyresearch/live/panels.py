@@ -68,7 +68,8 @@ def _numbers(h, l, w):
 def _pills(f, state, pixels_ms, w, lang):
     fc, tone = state.newest('forecast') or {}, dict(live='ok', stale='bad', closed='', waiting='')
     yield pill(f"{w[f.level]}" + (f' {age_words(f.age_s, lang)}' if f.age_s is not None else ''), tone.get(f.level, 'bad'), w.get(f.why, f.why))
-    if fc: yield pill(f"{w['model']} {n(fc.get('ms'), '.0f')} ms", 'ok' if f.live else '', fc.get('model') or '')
+    ms = fc.get('ms'); ms = ms.get('forecast', ms.get('all')) if isinstance(ms, dict) else ms
+    if fc: yield pill(f"{w['model']} {n(ms, '.0f')} ms", 'ok' if f.live else '', fc.get('model') or '')
     if pixels_ms is not None: yield pill(f"{w['pixels']} {n(pixels_ms, '.0f')} ms", 'ok' if pixels_ms < 1000 else 'bad')
     if word := stamp(state.provenance): yield pill(word, 'warn', state.provenance)
 
@@ -124,7 +125,8 @@ def calibration(body:dict|None, ribbon=None, lang:str='en') -> Markup:
     note = w['ribbon'].format(h=ribbon.ahead, inside=int(ribbon.inside.sum()), n=len(ribbon.x)) if ribbon is not None and len(ribbon.x) else ''
     if not rows: return box(w['calibration'], tag('p', note or w['no_calibration'], cls='quiet'))
     def line(h, v):
-        c, few, want = v.get('cover80'), (v.get('n') or 0) < FEW, v.get('want') or 80
+        share, few, want = v.get('cover80'), (v.get('n') or 0) < FEW, v.get('want') or 80
+        c = None if missing(share) else 100*share
         bar = tag('span', tag('i', style=f'width:{0 if missing(c) else c:.0f}%', cls='few' if few else ''), tag('u', style=f'left:{want:.0f}%'), cls='meter wide')
         return tag('div', tag('span', f"{h} {w['ahead']}"), bar, tag('b', n(c, '.0f') + ' %'), tag('small', f"{w['of']} {v.get('n') or 0}" + (f", {w['too_few']}" if few else '')), cls='cal')
     return box(w['calibration'], tag('p', w['covers'], ' (', w['wanted'], ')', cls='k'), *(line(*o) for o in rows), tag('p', note, cls='quiet'), cls='calibration')
@@ -148,9 +150,9 @@ def feeds(body:dict|None, now:pd.Timestamp, state:State, lang:str='en') -> Marku
     def age(kind):
         at = (state.board.newest.get(kind) or {}).get('known_at')
         return age_words(max((now - moment(at)).total_seconds(), 0.), lang) if at else ''
-    own = dict(level1='quote', depth='book', trades='trades', minutes='minute')
+    own = dict(level1='quote', depth='book', ticks='trades', trades='trades', bars='minute')
     good = ('live', 'ok', 'connected', 'up', 'done')
-    def row(name, v): s, why = (*v, '', '')[:2] if isinstance(v, (list, tuple)) else (v, ''); return tag('div', pill(name, 'ok' if s in good else 'bad' if s in ('down', 'stale', 'lost') else ''), tag('b', s), tag('small', why), tag('small', age(own.get(name, ''))), cls='feed')
+    def row(name, v): s, why = (*v, '', '')[:2] if isinstance(v, (list, tuple)) else (v, ''); return tag('div', pill(name, 'ok' if s in good else 'bad' if s in ('down', 'stale', 'lost', 'denied', 'frozen') else ''), tag('b', s), tag('small', why), tag('small', age(own.get(name, ''))), cls='feed')
     return box(w['feeds'], row(w['link'], [b.get('link') or '–', '']), *(row(k, v) for k, v in (b.get('feed') or {}).items()), cls='feeds')
 
 def latency(body:dict|None, pixels:tuple, frames:int, lost:int, lang:str='en') -> Markup: # pixels: p50, p95

@@ -93,10 +93,12 @@ def freshness(
     now:pd.Timestamp, # in the market, from `market_now`
     heard:str='live', # from `Subscriber.heard`
     silent_s:float=0.,
+    quote_s:float|None=None, # seconds of this machine since a quote came; of a tape they count, for its time may run faster
 ) -> Fresh:
     "May the last price be called current?"
     q = state.newest('quote') or {}
     age = (now - moment(q['at'])).total_seconds() if q.get('at') else None
+    if age is not None and quote_s is not None and not state.provenance.startswith('tws'): age = quote_s
     if heard == 'no engine': return Fresh('no engine', age, 'no engine')
     if heard == 'waiting' or not state.provenance: return Fresh('waiting', age, 'waiting')
     if heard != 'live': return Fresh('stale', max(age or 0., silent_s), 'engine silent')
