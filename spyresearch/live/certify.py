@@ -97,7 +97,7 @@ def row(self:Day, k:int) -> dict:
     o, i, d, (sigma, plain, q) = self.rows[k], int(self.minute[k]), len(self.panel) - 1, self.said
     px = float(known_close(self.panel)[d, i]); t = touch_grid(self.kept.touch, sigma[k], i, px, int(self.panel.n[d]))
     out = dict(px=px, sigma=digits(sigma[k]), plain=curves(plain[k]), q=curves(q[k]), model=self.kept.id, touch=t and {n: digits(v) if n != 'minutes' else v for n, v in t.items()})
-    return out | ({} if o['lacks'] or o['provisional'] else dict(row_hash=row_hash(self.panel, d, i)))
+    return out | ({} if o['lacks'] else dict(row_hash=row_hash(self.panel, d, i, self.kept.model.columns)))
 
 @patch
 def forecasts(self:Day) -> tuple: # Diffs; the largest relative difference of what counts as the same
@@ -134,7 +134,7 @@ def words(self:Day, costs:Costs=Costs(), qty:int=100) -> tuple: # Diffs; how man
     opens = session(self.day).open; past = self.panel.days_upto(d)
     done = followed(self.store.journal, opens, past, costs, chains_of(self.store))
     want = {key_of(b): b for ws in self.desk(costs, qty).at_once(self.panel, grid, full(sigma), full(q), done).values() for b in map(brief, ws)}
-    live = {key_of(o): o for t in self.ticks for o in t.get('said', ())}
+    live = {key_of(o): o for t in self.ticks for o in t.get('said', ()) if o['kind'] == 'swing' or o['says'] == 'ticket' or 'hold' in o}
     out = [Diff(k[0], f'{k[1]} {k[2]}'.strip(), live[k], want.get(k, 'nothing')) for k in live if k not in want]
     out += [Diff(k[0], f'{k[1]} {n}', live[k].get(n), want[k].get(n)) for k in live if k in want for n in differing(live[k], want[k])]
     spoke = {t['at'] for t in self.ticks if 'forecast' in t}; seen = {t['at'] for t in self.ticks if t.get('quotes')}
@@ -178,6 +178,7 @@ def certify(
     o = on_file(store, day); s = session(day)
     lost = s.n_minutes - FIRST - len(o.rows)
     notes = [f'{lost} minutes of {s.n_minutes - FIRST} have no forecast']*(lost > 0) + [f"{t['at'][11:16]}: {t['error']}" for t in o.ticks if t.get('error')][:9]
+    if early := sum('hold' not in w and w['kind'] == 'option' and w['says'] == 'silence' for t in o.ticks if 'forecast' in t for w in t.get('said', ())): notes.append(f'{early} silences came before anything could be decided')
     if late := sum(r['provisional'] for r in o.rows): notes.append(f"{late} forecasts were made on the feed's own bar, {sum(bool(r['lacks']) for r in o.rows)} without a feature that came later")
     if not o.rows:
         why = sorted({r for t in o.ticks for w in t.get('said', ()) for r in w.get('reasons', ())})
@@ -213,7 +214,7 @@ def explain_forecast(
     names = [n for n in d.kept.model.columns if n in d.panel.names]; x = d.panel.x[-1, i]
     steps = [Step('forecast', 'id', o['id'], d.rows[k]['id'], f"bar {at:%Y-%m-%d %H:%M}, known {o['known_at']}"), Step('model', o['model'], f"{d.kept.manifest['n_days']} days to {d.kept.manifest['last']}", None, f"serves until {d.kept.manifest['expires']}"),
              Step('data', 'px', o['px'], again['px'], f'daily_data/{at.date()}.csv, row {at:%H:%M}')]
-    if 'row_hash' in again: steps.append(Step('data', 'row_hash', o['row_hash'], again['row_hash'], 'bar and features'))
+    if 'row_hash' in again: steps.append(Step('data', 'row_hash', o['row_hash'], again['row_hash'], 'the bar, and the features below'))
     steps += [Step('features', n, 'not known then' if n in o['lacks'] else float(x[d.panel.names.index(n)])) for n in names]
     for j, h in enumerate(HORIZONS):
         for part, name in (('model', 'plain'), ('tracking', 'q')):

@@ -86,14 +86,18 @@ class Answer:
     sigma: np.ndarray   # [9]
     plain: np.ndarray   # [9, 21]
     q: np.ndarray       # [9, 21]
-    row: str            # hash of the row it rests on
+    row: str            # hash of what it rests on in its row
     lacks: tuple = ()   # features that the model reads and that were not known
     touch: dict|None = None
     strange: str = ''   # why the moment is unlike what was taught
 
-def row_hash(p:Panel, d:int, i:int) -> str: # 16 hexadecimal digits
-    "A row of a panel, bar and features."
-    return hashlib.sha256(np.array([getattr(p, o)[d, i] for o in OHLCV]).tobytes() + p.x[d, i].tobytes()).hexdigest()[:16]
+def row_hash(
+    p:Panel, d:int, i:int, # its day, its minute
+    names, # features that the model reads
+) -> str: # 16 hexadecimal digits
+    "What an answer rests on in a row: the bar, and what the model reads."
+    at = [p.names.index(o) for o in names if o in p.names]
+    return hashlib.sha256(np.array([getattr(p, o)[d, i] for o in OHLCV]).tobytes() + p.x[d, i, at].tobytes()).hexdigest()[:16]
 
 # %% ../../nbs/live/41_infer.ipynb #15d0de97
 def touch_grid(
@@ -156,7 +160,7 @@ def say(self:Inference,
     px, x = float(p.close[d, i]), p.x[d, i]
     lacks = tuple(p.names[k] for k in self.reads if not np.isfinite(x[k]))
     odd = strange(self.usual, p.at(WATCHED, np.array([d]), np.array([i]))[0]) if self.usual else ''
-    self.answers.append(Answer(i, at, px, sigma, plain, q, row_hash(p, d, i), lacks, touch_grid(self.kept.touch, sigma, i, px, self.growing.minutes), odd))
+    self.answers.append(Answer(i, at, px, sigma, plain, q, row_hash(p, d, i, self.kept.model.columns), lacks, touch_grid(self.kept.touch, sigma, i, px, self.growing.minutes), odd))
     return self.answers[-1]
 
 # %% ../../nbs/live/41_infer.ipynb #cda4398e

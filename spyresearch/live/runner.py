@@ -199,8 +199,9 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
 @patch
 async def think(self:Runner, day):
     "Make the engine ready; then let it look at what there is."
-    self.engine = await Engine(Store(self.store.root, self.store.provenance), day, self.clock, self.days, say=self.line, publish=self.publish).ready()
-    self.look(); self.tell()
+    e = Engine(Store(self.store.root, self.store.provenance), day, self.clock, self.days, say=self.line, publish=self.publish)
+    def then(): self.engine = e; self.look(); self.tell()
+    await e.ready(then)
 
 @patch
 def look(self:Runner):

@@ -1,0 +1,213 @@
+"""The engine beside the feed: what it says, that history says the same, and that nothing it does touches the record."""
+import asyncio
+import json
+import shutil
+import threading
+from datetime import date, datetime, timedelta
+
+import pytest
+
+from live import at
+from spyresearch.core import CheckFailed, DataError, RealClock
+from spyresearch.features.prepare import prepare
+from spyresearch.live import infer
+from spyresearch.live.certify import certify, explain_forecast, newest
+from spyresearch.live.engine import Engine, of_day
+from spyresearch.live.runner import Runner, clock_of
+from spyresearch.live.words import Desk
+from spyresearch.models.champions import keep, load_champion, promote
+from spyresearch.models.experiment import evaluate, train
+from spyresearch.models.touch import Touch
+from spyresearch.models.windows import Panel
+from spyresearch.sessions import session
+from spyresearch.store import Store
+from spyresearch.trade.record import latest
+from spyresearch.trade.signals import walk
+from spyresearch.trade.tickets import Ticket, row
+from spyresearch.tws.history import fetch_history
+from spyresearch.tws.link import Link
+from spyresearch.tws.market import demo_tape
+from spyresearch.tws.minutes import Minute
+from spyresearch.tws.replay import ReplayServer, listing_of, open_tape
+
+DAY = date(2025, 12, 5)
+
+
+def run(coro): return asyncio.run(asyncio.wait_for(coro, 400)) # nothing may hang
+
+
+async def fetch(tape, root, upto, days):
+    "Sessions of a tape into a folder, and their day files."
+    async with ReplayServer(tape, upto) as srv, Link(port=srv.port) as link:
+        store = Store(root, link.provenance)
+        await fetch_history(link, store, days)
+    prepare(store)
+    return store
+
+
+def champion(store, upto=None, seed=7):
+    "A log-HAR of the days before one, with its touches, that serves."
+    p = Panel.from_store(store); p = p.days_upto(p.days.index(upto)) if upto else p
+    model, w = train(p, 'har'), p.windows()
+    id = keep(model, p, {}, store, session(p.days[-1]).close.to_pydatetime(), seed, touch=Touch().fit(w, model.sigma(w)))
+    promote(store, id, at=session(p.days[-1]).close.to_pydatetime() + timedelta(hours=12))
+    return id
+
+
+async def lived(tape, root, begin, until, chain=False, day=DAY, speed='max', days=88, heard=None, s=300, **how):
+    "A runner that thinks, from one time to another."
+    async with ReplayServer(tape, at(begin, str(day)), speed, control=True) as srv:
+        srv.listing, clock, said = listing_of(srv), await clock_of('127.0.0.1', srv.port), []
+        r = Runner('127.0.0.1', srv.port, Store(root), clock, days=days, chain=chain, say=said.append, thinks=True, publish=(lambda kind, body, known_at: heard.append((kind, body))) if heard is not None else None)
+        r.said = said
+        try: await asyncio.wait_for(r.run(at(until, str(day)), **how), s)
+        finally: clock.detach()
+    return r
+
+
+@pytest.fixture(scope='module')
+def demo(): return open_tape(days=90)
+
+
+@pytest.fixture(scope='module')
+def taught(demo, tmp_path_factory):
+    "A folder with 88 days of the demo and a champion of all but the last three."
+    root = tmp_path_factory.mktemp('taught')
+    store = run(fetch(demo, root/'data', at('16:30:00', '2025-12-04'), 88))
+    champion(store, store.raw_days()[-3])
+    return root/'data'
+
+
+@pytest.fixture
+def folder(taught, tmp_path): return shutil.copytree(taught, tmp_path/'data')
+
+
+def minutes_of(store, day=DAY): return of_day(store.journal/'ticks.jsonl', day, 'at')
+
+
+# --- live equals history
+
+def test_a_day_with_a_restart_and_options_is_the_same_from_history(demo, folder):
+    heard = []
+    first = run(lived(demo, folder, '09:15:00', '09:47:00', heard=heard))
+    again = run(lived(demo, folder, '09:53:00', '10:01:00', chain=True))
+    assert first.engine.kept.id == again.engine.kept.id and any('after 3 forecasts of today' in o for o in again.said)
+    store = run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)); c = certify(store, DAY)
+    assert c.check().ok and c.n_forecasts == 3 + 9 and c.n_words == 3 and c.most < 1e-9, str(c)
+    rows = of_day(store.journal/'forecasts.jsonl', DAY)
+    assert [o['origin'][11:16] for o in rows] == [f'09:{m}' for m in (44, 45, 46, *range(52, 60))] + ['10:00']
+    assert all(o['provisional'] for o in rows[:3]) and all(o['touch']['up'] and o['q'][3] and o['q'][8] is None for o in rows)
+    assert any(o['q'][0] != o['plain'][0] for o in rows) # tracking has moved something
+    assert any(w['says'] == 'silence' and 'not calibrated' in w['reasons'] for t in minutes_of(store) for w in t['said']) and latest(store.journal)['words']
+    assert {k for k, _ in heard} == {'minute', 'quote', 'book', 'trades', 'state', 'forecast', 'words', 'calibration'}
+    body = next(b for k, b in heard if k == 'forecast')
+    assert {'id', 'origin', 'px', 'model', 'horizons', 'quantile_levels', 'q', 'touch', 'experience', 'row_hash', 'provisional', 'ms'} == set(body) and len(body['q']) == 9
+    lines, odd, _ = explain_forecast(store, rows[-1]['id']); assert not odd and len(lines) > 40
+    assert newest(store) == DAY
+
+
+def test_a_real_day_is_the_same_from_history(shared, tmp_path):
+    tape, day = open_tape(bars=(shared('spy_1min.parquet'),), intraminute='simulated'), date(2026, 3, 31)
+    store = run(fetch(tape, tmp_path, at('16:30:00', '2026-03-30'), 90)); champion(store, store.raw_days()[-6])
+    r = run(lived(tape, tmp_path, '09:15:00', '10:11:00', day=day, days=90))
+    assert (r.engine.errors, r.engine.overruns) == (0, 0)
+    store = run(fetch(tape, tmp_path, at('16:30:00', str(day)), 2)); c = certify(store, day)
+    assert c.check().ok and c.n_forecasts == 27 and c.n_words == 2*6, str(c)
+
+
+def test_what_was_changed_afterwards_is_found(demo, folder):
+    run(lived(demo, folder, '09:15:00', '09:51:00')); store = run(fetch(demo, folder, at('16:30:00', str(DAY)), 2))
+    path = store.journal/'forecasts.jsonl'; rows = [json.loads(o) for o in path.read_text().splitlines()]
+    assert certify(store, DAY).ok
+    for k, change in ((2, dict(px=601.)), (3, dict(row_hash='0'*16))): rows[k] |= change
+    path.write_text(''.join(json.dumps(o) + '\n' for o in rows)); c = certify(store, DAY)
+    assert [(d.at[11:16], d.what) for d in c.diffs] == [('09:46', 'px'), ('09:47', 'row_hash')]
+    with pytest.raises(CheckFailed, match='2 differences'): c.check()
+    with pytest.raises(DataError, match='no engine has put'): certify(store, date(2025, 12, 4))
+
+
+# --- without a model, or with another
+
+def test_without_a_model_the_day_is_recorded_and_the_reason_said(demo, folder):
+    shutil.rmtree(folder/'models')
+    r = run(lived(demo, folder, '09:15:00', '09:56:00')); store = r.store
+    assert r.feed.counts['data'] + r.feed.counts['quiet'] == 26*60 and any('no model serves' in o for o in r.said)
+    assert not (store.journal/'forecasts.jsonl').exists() and len(minutes_of(store)) == 26
+    assert {tuple(w['reasons']) for t in minutes_of(store) for w in t['said']} == {('no model',)} and latest(store.journal)['words'][0]['reasons'] == ['no model']
+    run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)); c = certify(Store(folder), DAY)
+    assert c.ok and not c.n_forecasts and 'no model' in str(c)
+
+
+def test_an_expired_champion_is_silent_and_a_damaged_one_is_replaced_aloud(taught, folder):
+    store = Store(folder); old = load_champion(store, session(DAY).open.to_pydatetime()).id; new = champion(store, seed=9)
+    said = []; e = Engine(store, DAY, RealClock(), say=said.append); e.prepare()
+    assert e.kept.id == new and not said
+    (folder/'models'/new/'params.npz').write_bytes(b'x')
+    e = Engine(store, DAY, RealClock(), say=said.append); e.prepare()
+    assert e.kept.id == old and 'params.npz has been changed' in said[0] and f'{old} serves in its place' in said[0]
+    assert infer.serving(store, session(DAY).open.to_pydatetime() + timedelta(days=90))[0] is None
+    shutil.copytree(taught/'models', folder/'m2'); shutil.rmtree(folder/'models'); (folder/'m2').rename(folder/'models')
+    late = infer.serving(Store(taught), session(DAY).open.to_pydatetime() + timedelta(days=90))
+    assert late[2] == 'model expired' and 'expired at the close' in late[1]
+
+
+# --- nothing touches the record
+
+def test_an_error_of_a_minute_is_on_record_and_the_next_is_tried(demo, folder, monkeypatch):
+    say = infer.Inference.say
+    def broken(self, i):
+        if i in (16, 17): raise ValueError('a planted fault')
+        return say(self, i)
+    monkeypatch.setattr(infer.Inference, 'say', broken)
+    r = run(lived(demo, folder, '09:15:00', '09:52:00'))
+    t = {o['at'][11:16]: o for o in minutes_of(r.store)}
+    assert t['09:47']['error'] == 'ValueError: a planted fault' and 'forecast' not in t['09:48'] and 'forecast' in t['09:49'] and r.engine.errors == 2
+    assert r.feed.counts['data'] + r.feed.counts['quiet'] == 22*60 and any('no forecast at 09:47: ValueError' in o for o in r.said)
+    run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)); assert certify(Store(folder), DAY).check().ok
+
+
+def test_a_minute_that_takes_too_long_is_counted_and_keeps_nobody_waiting(folder, monkeypatch):
+    "While one minute is thought about, two more come: one overrun, the newest is next, and the loop goes round all the time."
+    think, go_on = Engine._think, threading.Event()
+    def late(self, i, *a):
+        if i == 3: go_on.wait(20)
+        return think(self, i, *a)
+    monkeypatch.setattr(Engine, '_think', late)
+    opens = int(session(DAY).open.timestamp()); bars = {i: Minute(opens + 60*i, 600., 600.5, 599.5, 600.2, 1e5, None, None, True) for i in range(8)}
+    async def live():
+        e, turns = Engine(Store(folder), DAY, RealClock()), 0
+        for i in (3, 4, 5): e.look({k: bars[k] for k in range(i + 1)}, {k: {} for k in range(i + 1)}, i); await RealClock().asleep(.01)
+        for _ in range(20): await RealClock().asleep(.01); turns += 1
+        waiting = not e.busy.done(); go_on.set(); await e.rest()
+        return e, turns, waiting
+    e, turns, waiting = run(live())
+    assert (e.overruns, turns, waiting) == (1, 20, True) and [t['at'][11:16] for t in minutes_of(e.store)] == ['09:34', '09:36']
+    assert len(e.took['late']) == 2 and e.state()['overruns'] == 1
+
+
+def test_a_listener_that_fails_stops_nothing(demo, folder):
+    class Broken(list):
+        def append(self, o):
+            if o[0] == 'forecast': raise OSError('gone')
+    r = run(lived(demo, folder, '09:15:00', '09:49:00', heard=Broken()))
+    assert len(of_day(r.store.journal/'forecasts.jsonl', DAY)) == 5 and any('could not be shown: OSError: gone' in o for o in r.said)
+
+
+def test_words_stand_until_something_changes(demo, folder):
+    r = run(lived(demo, folder, '09:15:00', '10:05:00')); said = [json.loads(o) for o in (r.store.journal/'said.jsonl').read_text().splitlines()]
+    spoken = [t for t in minutes_of(r.store) if t['said']]
+    assert len(spoken) == 5 and len(said) <= 5 and all(o['words'] for o in said)
+    for a, b in zip(said, said[1:]): assert [w['reasons'] for w in a['words']] != [w['reasons'] for w in b['words']] or datetime.fromisoformat(b['asof']) - datetime.fromisoformat(a['asof']) >= timedelta(minutes=30)
+
+
+def test_a_ticket_at_the_close_is_the_one_of_the_walk():
+    "A market with a planted edge: on a day on which the walk buys, the desk of that day says the same ticket, and what it rests on."
+    tape = demo_tape(7, days=400, edge=1.); panel = Panel.from_bars(tape.bars['TRADES', '1 min'], tape.dividends.to_dict(), f'simulated:{tape.name}')
+    ev = evaluate(panel, 'har'); signals = walk(panel, ev)
+    t, _ = signals.tickets[0]; d = panel.days.index(t.issued_at.date()); now = panel.days_upto(d + 1); mine = (ev.origins['day_ix'] == d).to_numpy()
+    past = panel.days_upto(d); desk = Desk(infer.Growing(past, panel.days[d], float(panel.dividend[d])).panel, evaluate(past, 'har'))
+    said = ev.origins['minute'].to_numpy()[mine], ev.sigma['har'][mine], ev.q[ev.system][mine]
+    words, why = desk.closing(now, *said, [o for o in signals.tickets if o[0].issued_at < t.issued_at])
+    [ours] = [o for o in words if isinstance(o, Ticket)]
+    assert row(ours) == row(t) and why[ours.id]['id'] == t.id and why[ours.id]['bucket']['votes']
+    assert [o for o in desk.at_once(now, *said, [o for o in signals.tickets if o[0].issued_at < t.issued_at])['swing'] if isinstance(o, Ticket)] == [ours]
