@@ -54,7 +54,7 @@ def test_taken_followed_closed(folder):
 
 @pytest.mark.parametrize('args, said', [
     (('took', 'ffffffffffff', '--px', 645, '--qty', 1), 'there is no ticket'), (('took', 'ID', '--px', -645, '--qty', 1), 'is not a price'), (('took', 'ID', '--px', 'nan', '--qty', 1), 'is not a price'),
-    (('took', 'ID', '--px', 64.5, '--qty', 1), 'cannot be right'), (('took', 'ID', '--px', 645, '--qty', 0), 'not a quantity'), (('took', 'ID', '--px', 645, '--qty', 1, '--at', f'{NEXT}T11:00'), 'had expired'),
+    (('took', 'ID', '--px', 64.5, '--qty', 1), 'cannot be right'), (('took', 'ID', '--px', 720, '--qty', 1), 'cannot be right'), (('took', 'ID', '--px', 645, '--qty', 1, '--at', f'{NEXT}T09:00'), 'cannot have been bought yet'), (('took', 'ID', '--px', 645, '--qty', 0), 'not a quantity'), (('took', 'ID', '--px', 645, '--qty', 1, '--at', f'{NEXT}T11:00'), 'had expired'),
     (('took', 'ID', '--px', 645, '--qty', 1, '--at', f'{DAY}T11:00'), 'did not exist'), (('took', 'ID', '--px', 645, '--qty', 1, '--at', 'noon'), 'is not a date'), (('took', 'ID', '--px', 645), 'Missing option'),
     (('closed', 'ID', '--px', 645), 'was not taken'), (('explain', 'ffff'), 'there is no ticket'), (('tickets', '--lang', 'la'), 'no wording'), (('tickets', '--equity', -5), 'positive amount')])
 def test_a_word_that_cannot_be_true_is_wrong_usage(folder, args, said):
@@ -62,6 +62,14 @@ def test_a_word_that_cannot_be_true_is_wrong_usage(folder, args, said):
     done = spy(*(id_ if o == 'ID' else o for o in args), '--data', folder)
     assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr, done.stderr
     assert not (folder/'journal'/'owner.jsonl').exists()
+
+
+def test_a_price_beside_the_ticket_is_noted_and_said_in_both_languages(folder, tmp_path_factory):
+    import shutil
+    id_ = on_record(folder/'journal')[0].id
+    for lang, px, word in (('en', 655, 'outside the range of the ticket, 640.00 to 650.00'), ('zh', 639, '640.00 至 650.00 之内'), ('en', 650, '')):
+        own = shutil.copytree(folder, tmp_path_factory.mktemp('own')/'data'); done = spy('took', id_, '--px', px, '--qty', 2, '--data', own, '--lang', lang)
+        assert done.returncode == 0 and word in done.stdout and len(done.stdout.splitlines()) == 1 + bool(word), done.stderr
 
 
 def test_nothing_twice(folder):

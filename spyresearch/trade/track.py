@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'TEXTS', 'SCORED', 'ALPHA', 'NOTHING', 'value_of', 'ticket_of', 'book', 'on_record', 'owner_words', 'find',
-           'took', 'closed', 'owned', 'followed', 'keep_outcomes', 'bucket_of', 'scores', 'record_of', 'sized']
+           'beside', 'took', 'closed', 'owned', 'followed', 'keep_outcomes', 'bucket_of', 'scores', 'record_of',
+           'sized']
 
 # %% ../../nbs/trade/53_track.ipynb #ec58d9c6
 import math
@@ -75,8 +76,13 @@ def find(
 def _price(t, px, closing=False):
     "A price that can have been paid or got; an option may be worth nothing at its end."
     if not (isinstance(px, (int, float)) and math.isfinite(px) and (px > 0 or px == 0 and closing and t.kind == 'option')): raise UsageError(f'{px} is not a price', 'a price is a positive number of USD a share (a premium too)', 'as --px 645.20')
-    near = t.entry_px_high if t.kind == 'swing' else None
-    if near and not near/2 < px < near*2: raise UsageError(f'{px:g} USD cannot be right for ticket {t.id}', f'it is about {near:.2f} USD a share', 'check the decimal point')
+    near, far = t.entry_px_high if t.kind == 'swing' else None, 2 if closing else 1.1 # SPY opens no tenth away from what a ticket says; in days it may go further
+    if near and not near/far < px < near*far: raise UsageError(f'{px:g} USD cannot be right for ticket {t.id}', f'it is about {near:.2f} USD a share', 'check the decimal point')
+
+def beside(t, px) -> str: # key of a wording; '' where there is nothing to say
+    "What is to be said of a purchase at another price than the ticket's."
+    if t.kind == 'swing': return '' if t.entry_px_low - .005 <= px <= t.entry_px_high + .005 else 'outside'
+    return 'over_limit' if t.entry_limit_usd and px > t.entry_limit_usd + .005 else ''
 
 def took(
     folder, # the journal's
@@ -92,6 +98,7 @@ def took(
     if qty != int(qty) or qty < 1: raise UsageError(f'{qty} is not a quantity', 'whole shares or contracts, one or more', 'as --qty 10')
     if was := owner_words(folder).get(t.id, {}).get('took'): raise UsageError(f'ticket {t.id} has been taken already', f"{was['qty']} at {was['px']:g} on {was['at']:%Y-%m-%d %H:%M}", 'nothing was changed')
     if at > t.valid_until: raise UsageError(f'ticket {t.id} had expired', f'it could be bought until {t.valid_until:%Y-%m-%d %H:%M}, New York; you say {at:%Y-%m-%d %H:%M}', 'if it was done in time, say when, as --at YYYY-MM-DDTHH:MM')
+    if t.issued_at <= at < t.valid_from: raise UsageError(f'ticket {t.id} cannot have been bought yet', f'it may be bought from {t.valid_from:%Y-%m-%d %H:%M}, New York; you say {at:%Y-%m-%d %H:%M}', 'say when it was done with --at; what was bought before is not on this ticket')
     if at < t.issued_at: raise UsageError(f'ticket {t.id} did not exist at {at:%Y-%m-%d %H:%M}', f'it was issued at {t.issued_at:%Y-%m-%d %H:%M}, New York', 'say when it was done with --at')
     _owner(folder).append(dict(at=at.isoformat(), what='took', id=t.id, px=float(px), qty=int(qty)))
     return t
