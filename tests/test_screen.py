@@ -38,11 +38,11 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp('engine')
 
 @pytest.fixture(scope='module')
 def engine(folder):
-    "A process that speaks as an engine would, two virtual seconds a second; `engine()` starts it again."
+    "A process that speaks as an engine would, four virtual seconds a second; `engine()` starts it again."
     running = []
     def start(at='11:20'):
         for p in running: p.kill(), p.wait()
-        p = subprocess.Popen([sys.executable, str(SPEAKER), str(folder), at, '2', '5'], stdout=subprocess.PIPE, text=True)
+        p = subprocess.Popen([sys.executable, str(SPEAKER), str(folder), at, '4', '5'], stdout=subprocess.PIPE, text=True)
         running[:] = [p]
         assert p.stdout.readline().strip() == 'speaking'
         return p
@@ -72,7 +72,6 @@ def served(folder, tmp_path_factory):
         (top/'nbs'/'runs').mkdir(parents=True)
         shutil.copy(SCREEN, top/'nbs'/'runs')
         cmd = page_command(kind, top, port, token=False, browser=False) + (['--LabApp.expose_app_in_browser=True'] if kind == 'lab' else [])
-        cmd += ['--allow-root'] if kind == 'lab' and hasattr(os, 'geteuid') and os.geteuid() == 0 else []
         log = open(tmp/'log.txt', 'w')
         p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, start_new_session=True)
         made.append(p)
@@ -136,7 +135,7 @@ def test_the_page_lives_goes_stale_and_comes_back(browser, engine, served, pictu
     first, _ = check_lives(w)
     w.shot('web-dark')
     assert 'SIMULATED' in w.page.inner_text('.sv .watermark') and w.page.query_selector('.sv .banner') is None
-    # the forecast changes with the minute, which comes within half a minute
+    # the forecast changes with the minute, which comes within a quarter of a minute
     w.page.wait_for_function(f"(old) => ({SEEN})().fan !== old", arg=first['fan'], timeout=45000)
     w.page.focus('.sv')
     for key, name in (('l', 'web-light'), ('3', 'web-day')):

@@ -57,7 +57,7 @@ def topbar(h:Head, l:Ladder, f:Fresh, state:State, pixels_ms=None, lang:str='en'
     return tag('header', tag('b', 'SPY', cls='sym'), px, change, *_numbers(h, l, w), tag('div', *_pills(f, state, pixels_ms, w, lang), cls='pills'), cls=f"top {'' if f.live else 'notlive'}")
 
 def _numbers(h, l, w):
-    spread = None if missing(h.bid) or missing(h.ask) else round(100*(h.ask - h.bid))
+    spread = None if missing(h.bid) or missing(h.ask) or h.ask < h.bid else round(100*(h.ask - h.bid)) # crossed: one side has come, the other has not
     yield cell(w['bid_ask'], f'{n(h.bid)} × {n(h.ask)}')
     yield cell(w['spread'], '–' if spread is None else f'{spread}¢')
     yield cell(w['range'], f'{n(h.low)} – {n(h.high)}')
@@ -153,7 +153,7 @@ def feeds(body:dict|None, now:pd.Timestamp, state:State, lang:str='en') -> Marku
     own = dict(level1='quote', depth='book', ticks='trades', trades='trades', bars='minute')
     good = ('live', 'ok', 'connected', 'up', 'done')
     def row(name, v): s, why = (*v, '', '')[:2] if isinstance(v, (list, tuple)) else (v, ''); return tag('div', pill(name, 'ok' if s in good else 'bad' if s in ('down', 'stale', 'lost', 'denied', 'frozen') else ''), tag('b', s), tag('small', why), tag('small', age(own.get(name, ''))), cls='feed')
-    return box(w['feeds'], row(w['link'], [b.get('link') or '–', '']), *(row(k, v) for k, v in (b.get('feed') or {}).items()), cls='feeds')
+    return box(w['feeds'], row(w['link'], [b.get('link') or '–', '']), *(row(k, v) for k, v in (b.get('feed') or {}).items() if k != 'link'), cls='feeds')
 
 def latency(body:dict|None, pixels:tuple, frames:int, lost:int, lang:str='en') -> Markup: # pixels: p50, p95
     "How long things take."

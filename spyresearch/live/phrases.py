@@ -17,7 +17,7 @@ TEXT = dict(en=dict(
     swing='Swing, SPY shares', option='Option', ticket='ticket', silence='no ticket', target='target', stop='stop', p_gain='P(gain)', ev='expected $', trigger='trigger', no_words='Nothing has been said yet.', forecast='Forecast', none='none', no_forecast='No forecast yet.', at='at', p_up='P(up)',
     ahead='min', rest_of_day='to the close', days='days', day='day', model='model', calibration='Calibration today', covers='80 % band covers', of='of', wanted='wanted 80 %', too_few='too few', drift='drift', no_calibration='No forecast of today has matured yet.', experience='outside its experience',
     learning='Learning', champion='champion', challenger='challenger', stage='stage', updates='updates', update_s='last update', loss='loss', alarm='ALARM', event='last event', no_learning='The learner has not spoken.', feeds='Feeds', no_state='The engine has not told its state.', link='link', age='age',
-    latency='Latency, ms', no_latency='nothing measured yet', bar_to_ticket='bar close to ticket', tickets='tickets', pixels='kernel to pixels', overruns='overruns', lost='lost messages', frames='frames', chart='SPY · 1 min', bands='bands 50 / 80 / 90 %', past='amber: 80 % band of {h} min before, + outside it', ribbon='earlier {h} min forecasts: {inside} of {n} inside their 80 % band',
+    latency='Latency, ms', no_latency='nothing measured yet', bar_to_ticket='bar close to ticket', tickets='tickets', late='loop late', pixels='kernel to pixels', overruns='overruns', lost='lost messages', frames='frames', chart='SPY · 1 min', bands='bands 50 / 80 / 90 %', past='amber: 80 % band of {h} min before, + outside it', ribbon='earlier {h} min forecasts: {inside} of {n} inside their 80 % band',
     follow='Follow', keys='keys: 1 2 3 window, F follow, + − zoom, ← → move, L light', hour='1 h', two='2 h', full='Day', light='Light', s='s', m='min', h='h', provisional='forming', touch='reaches', entry='entry'))
 
 # %% ../../nbs/live/35_phrases.ipynb #8342b198
@@ -29,7 +29,7 @@ TEXT['zh'] = dict(
     swing='波段，SPY 股票', option='期权', ticket='建议', silence='无建议', target='止盈', stop='止损', p_gain='获利概率', ev='期望（美元）', trigger='触发价', no_words='尚无任何结论。', forecast='预测', none='无', no_forecast='尚无预测。', at='于', p_up='上涨概率',
     ahead='分钟', rest_of_day='至收盘', days='天', day='天', model='模型', calibration='今日校准', covers='80% 区间覆盖', of='共', wanted='应为 80%', too_few='样本太少', drift='漂移', no_calibration='今日尚无到期的预测。', experience='超出经验范围',
     learning='学习', champion='现任模型', challenger='挑战模型', stage='阶段', updates='更新次数', update_s='最近更新', loss='损失', alarm='警报', event='最近事件', no_learning='学习进程尚无消息。', feeds='行情', no_state='引擎尚未报告状态。', link='连接', age='时效',
-    latency='延迟（毫秒）', no_latency='尚无测量', bar_to_ticket='收盘到建议', tickets='建议', pixels='内核到像素', overruns='超时次数', lost='丢失消息', frames='帧数', chart='SPY · 1 分钟', bands='区间 50 / 80 / 90%', past='琥珀色：{h} 分钟前的 80% 区间，+ 为落在区间外', ribbon='此前 {h} 分钟预测：{n} 次中 {inside} 次落在 80% 区间内',
+    latency='延迟（毫秒）', no_latency='尚无测量', bar_to_ticket='收盘到建议', tickets='建议', late='循环滞后', pixels='内核到像素', overruns='超时次数', lost='丢失消息', frames='帧数', chart='SPY · 1 分钟', bands='区间 50 / 80 / 90%', past='琥珀色：{h} 分钟前的 80% 区间，+ 为落在区间外', ribbon='此前 {h} 分钟预测：{n} 次中 {inside} 次落在 80% 区间内',
     follow='跟随', keys='按键：1 2 3 窗口，F 跟随，+ − 缩放，← → 移动，L 浅色', hour='1 小时', two='2 小时', full='全天', light='浅色', s='秒', m='分', h='时', provisional='形成中', touch='触及', entry='入场')
 
 def age_words(s:float|None, lang:str='en') -> str:
