@@ -232,8 +232,8 @@ def ledger(
     "How often one tried before one found."
     before = f" {sum(built.values()):,} more were tried on the open days while the models were built ({', '.join(f'{k} {v:,}' for k, v in built.items())}; from notes); no number here is discounted for them."
     if n is None: return tag('p', 'Configurations tried: ', num(None), ' (no ledger was kept).', before)
-    tried = tag('b', f'{n:,} forecaster configuration{"" if n == 1 else "s"} tried')
-    return tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '; the deflated Sharpe ratio takes this count into account. The settings of the trading rules are fixed in advance and not searched.' if money else '.', before)
+    tried = tag('b', f'{n:,} configuration{"" if n == 1 else "s"} tried')
+    return tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '; the deflated Sharpe ratio takes this count into account. The variants of our own rules are in it; the other settings of the trading rules are fixed in advance and not searched.' if money else '.', before)
 
 # %% ../nbs/60_report.ipynb #a6d273de
 def _if(d, part, key, v, what='net_bp_per_trade'): return next((at(o, what) for o in at(d, part) or [] if at(o, key) == v), None) # what a what-if found

@@ -101,7 +101,7 @@ WORDS = {'en': dict(
     option_now='Until {until}: buy to open SPY {expiry} {strike:g} {right} ({right_word}) at {entry_limit_usd:.2f} or less;',
     option_exit='sell to close when SPY is at {exit_spy_px:.2f} (the option at about {take_profit_usd:.2f}), stop at SPY {stop_spy_px:.2f} (about {stop_loss_usd:.2f}), out by {out} (New York).',
     option_time='sell to close at {out} (New York), whatever SPY does.',
-    odds='Gain in at least {declared_p:.0%} of such cases (break-even estimated at {breakeven_p:.0%}).', bucket='Of {n_bucket:.0f} matured cases {hit_bucket:.0%} gained.', size='Size {size_frac:.1%} of equity.',
+    odds='Gain in at least {declared_p:.0%} of such cases (break-even estimated at {breakeven_p:.0%}).', bucket='Of {n_bucket:.0f} matured cases {hit_bucket:.0%} gained.', size='Size {size_frac:.1%} of equity.', unsized='Size 0: such tickets are not proven on record yet.',
     shares='With {equity:,.0f} USD: {qty} shares.', contracts='With {equity:,.0f} USD: {qty} contracts.', unproven='Unproven: {hits} of {n} such tickets on record gained (rate between {low:.0%} and {high:.0%}); size 0.', fresh='Unproven: no such ticket on record has ended yet; size 0.',
     record='On record: {hits} of {n} such tickets gained, on {days} days (rate between {low:.0%} and {high:.0%}).', swing_risk='If the stop fills at its price, 100 shares lose {max_loss_usd:.2f} USD after costs; a gap loses more.',
     option_risk='No more than the premium can be lost: {max_loss_usd:.2f} USD a contract and the costs.', night='Nights held: {nights}; in one of 20 a gap takes {gap_usd:.0f} USD or more from 100 shares.',
@@ -118,7 +118,7 @@ WORDS['zh'] = dict(
     option_now='{until} 之前：买入开仓 SPY {expiry} {strike:g} {right}（{right_word}），限价 {entry_limit_usd:.2f} 或更低；',
     option_exit='SPY 到 {exit_spy_px:.2f} 时卖出平仓止盈（期权价约 {take_profit_usd:.2f}），SPY 到 {stop_spy_px:.2f} 时止损（期权价约 {stop_loss_usd:.2f}），最迟于 {out}（纽约时间）平仓。',
     option_time='于 {out}（纽约时间）卖出平仓，无论 SPY 涨跌。',
-    odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已有结果的 {n_bucket:.0f} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。',
+    odds='同类情形至少有 {declared_p:.0%} 获利（盈亏平衡胜率估计为 {breakeven_p:.0%}）。', bucket='已有结果的 {n_bucket:.0f} 例中 {hit_bucket:.0%} 获利。', size='仓位为账户净值的 {size_frac:.1%}。', unsized='仓位为 0：此类建议尚未在记录中得到证实。',
     shares='账户净值 {equity:,.0f} 美元可买 {qty} 股。', contracts='账户净值 {equity:,.0f} 美元可买 {qty} 张。', unproven='尚未证实：记录在案的 {n} 笔同类建议中 {hits} 笔获利（胜率介于 {low:.0%} 与 {high:.0%} 之间）；仓位为 0。', fresh='尚未证实：记录中还没有已了结的同类建议；仓位为 0。',
     record='记录在案：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
     option_risk='最多亏损全部权利金：每张 {max_loss_usd:.2f} 美元，另加费用。', night='过夜 {nights} 晚；每 20 晚约有一晚，跳空使每 100 股亏损 {gap_usd:.0f} 美元或更多。',
@@ -194,6 +194,7 @@ def _stake(w, t, m, full):
     "What to put in, and what such tickets have done so far."
     r, counted = m.get('record'), {'swing': 'shares', 'option': 'contracts'}[t.kind]
     if r and not r['proven']: return [told(w, 'unproven' if r['n'] else 'fresh', **r)]
+    if t.size_frac == 0: return [told(w, 'unsized')]
     return [told(w, 'size', t), told(w, counted, equity=m.get('equity'), qty=m.get('qty')), told(w, 'record', **r) if r and full else '']
 
 def _beside(w, m, full):
