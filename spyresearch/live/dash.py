@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAR', 'MARGIN', 'LINES', 'CHART_CSS', 'NAMES', 'two', 'volumes', 'shown', 'make_marks', 'make_figure', 'Dash',
-           'boxed', 'earlier', 'watch', 'guarded', 'start']
+           'boxed', 'earlier', 'on_file', 'watch', 'guarded', 'start']
 
 # %% ../../nbs/live/48_dash.ipynb #9eaef082
 import asyncio, csv
@@ -247,10 +247,15 @@ def earlier(
     day:str, # YYYY-MM-DD, under way
 ) -> list: # minute bodies
     "The minutes of the last session before a day that the folder holds, as candles to its left."
-    days = sorted(o for o in Path(root).glob('original_data/????-??-??.csv') if o.stem < day)
-    if not days: return []
-    with open(days[-1], encoding='utf8', newline='') as f:
-        return [dict(start=r['Datetime'], **{k: float(r[k]) for k in ('open', 'high', 'low', 'close', 'volume')}) for r in csv.DictReader(f) if r.get('close')]
+    days = sorted(o.stem for o in Path(root).glob('original_data/????-??-??.csv') if o.stem < day)
+    return on_file(root, days[-1]) if days else []
+
+def on_file(root, day:str) -> list: # minute bodies; a line that is being written is left out
+    "The minutes of a session that the folder holds."
+    path = Path(root)/'original_data'/f'{day}.csv'
+    if not path.exists(): return []
+    with open(path, encoding='utf8', newline='') as f: rows = [o for o in csv.DictReader(f) if o.get('volume') and o.get('close')]
+    return [o for o in (dict(start=r['Datetime'], **{k: float(r[k]) for k in ('open', 'high', 'low', 'close', 'volume')}) for r in rows) if sound(o)]
 
 # %% ../../nbs/live/48_dash.ipynb #b2044a75
 async def watch(
@@ -262,15 +267,21 @@ async def watch(
     require_client:bool=True, # False: frames without a page to see them, as in a batch run
 ) -> v.State: # as it was at the end
     "Show what an engine says, until the time is up."
-    clock, state, day = dash.clock, state or v.State(), None; end = clock.monotonic() + seconds if seconds else float('inf')
+    clock, state, day, seen = dash.clock, state or v.State(), None, None; end = clock.monotonic() + seconds if seconds else float('inf')
     while True:
         t = clock.monotonic()
         for m in sub.poll(): state.fold(m)
-        if (last := state.newest('minute')) and last['start'][:10] != day: day = last['start'][:10]; state.past = [o for o in earlier(sub.root, day) if sound(o)]
+        if (last := state.newest('minute')) and last['start'] != seen: seen = last['start']; day = _folder(sub.root, state, day, seen[:10])
         if t >= end: dash.stopped = 'end'
         if dash.stopped or not require_client or dash.gate.open(t): _frame(sub, dash, state)
         if dash.stopped: dash.aid.ended = True; return state
         await clock.asleep(max(1/hz - (clock.monotonic() - t), .01))
+
+def _folder(root, state, before, day):
+    "What the data folder knows of a day, and of the session before it."
+    if day != before: state.past = earlier(root, day)
+    state.filed = on_file(root, day)
+    return day
 
 def _frame(sub, dash, state):
     now, t = v.market_now(state, dash.clock.now(), sub.silent_s), dash.clock.monotonic()

@@ -29,7 +29,7 @@ class State:
     def __init__(self,
         past=(), # minute bodies of earlier sessions, oldest first
     ):
-        self.past, self.provenance, self.known_at = [o for o in past if sound(o)], '', None
+        self.past, self.filed, self.provenance, self.known_at = [o for o in past if sound(o)], [], '', None # `filed`: minutes of today from the data folder, for those that the stream did not carry
         self.board, self.count, self.forming = Board(), Counter(), None
     def newest(self, kind:str) -> dict|None: "The last body of a kind."; return (self.board.newest.get(kind) or {}).get('body')
     def listed(self, kind:str) -> list: "The bodies of a day, oldest first."; return [o['body'] for o in self.board.lists[kind].values()]
@@ -123,8 +123,8 @@ def candles(
     forming:bool=True, # the bar under way too
 ) -> np.ndarray: # float [n, 6]: place, open, high, low, close, volume; ascending
     "The bars as they can be drawn."
-    now = state.listed('minute') + [state.forming]*bool(forming and state.forming)
-    rows = [_row(i - len(state.past), b) for i, b in enumerate(state.past)] + [_row(place(b['start']), b) for b in sorted(now, key=lambda b: b['start']) if sound(b)]
+    now = {place(b['start']): b for b in [*state.filed, *state.listed('minute'), *[state.forming]*bool(forming and state.forming)] if sound(b)}
+    rows = [_row(i - len(state.past), b) for i, b in enumerate(state.past)] + [_row(i, now[i]) for i in sorted(now)]
     return np.array(rows).reshape(-1, 6)
 
 # %% ../../nbs/live/46_view.ipynb #920fa462
