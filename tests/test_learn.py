@@ -17,7 +17,7 @@ from spyresearch.journal import Journal
 from spyresearch.live.contest import STOP, caution, matured, scored
 from spyresearch.live.infer import Growing
 from spyresearch.live.learn import LASTS, WHO, Learner, brought, hashes, seated
-from spyresearch.live.worker import Learning, Tuner, Worker, lessons_of, origins_of, teachable
+from spyresearch.live.worker import MOVES, RATE, Learning, Tuner, Worker, lessons_of, origins_of, teachable
 from spyresearch.models import networks
 from spyresearch.models.bank import bank
 from spyresearch.models.champions import keep, load_model, pointer, promote, promotions
@@ -188,7 +188,7 @@ def test_updates_are_small_the_same_again_and_read_nothing_of_later(kit):
     a, b = (Tuner(model, panel.days_upto(d)) for _ in range(2))
     for t in (a, b): out = [t.update(g.panel, now) for _ in range(3)]
     assert alike(weights(a), weights(b)) and not any(o['undone'] for o in out) and [o['update'] for o in out] == [1, 2, 3] and all(o['replayed'] >= o['fresh'] == 32 for o in out)
-    assert 0 < out[-1]['moved'] < 3*10*5e-5*1.2 and all({int(v['step']) for v in o['optimiser'].state_dict()['state'].values()} == {30} for o in a.nets), 'the optimiser stays'
+    assert 0 < out[-1]['moved'] < 3*MOVES*RATE*1.2 and all({int(v['step']) for v in o['optimiser'].state_dict()['state'].values()} == {3*MOVES} for o in a.nets), 'the optimiser stays'
     t, _ = lessons_of(g.panel, a.fits, *origins_of(g.panel, [len(bank(g.panel).days) - 1]), 200); u, _ = lessons_of(panel.days_upto(d + 1), a.fits, t['s'], t['k'], 200)
     assert all(np.array_equal(t[k], u[k]) for k in ('ok', 'error', 'z')) and t['ok'].any(), 'what came after the moment is not in the lessons'
     q, q0 = (m.quantiles(panel.windows(np.full(60, d), np.arange(14, 314, 5))) for m in (a.handed(), model)); ok = np.isfinite(q0[:, 0, 0]); wide, wide0 = (np.ptp(o[ok, 0], axis=1) for o in (q, q0))
@@ -207,7 +207,7 @@ def test_a_diverging_rate_is_undone_and_ends_the_day(kit, rate):
 def test_a_poisoned_minute_teaches_nothing(kit):
     store, panel, id, model, d = kit; now, g = minute_of(panel, d, 200), growing(panel, d, 200); a, b = (Tuner(model, panel.days_upto(d)) for _ in range(2))
     fine = a.update(g.panel, now); g.put(104, [2*o for o in bars_of(panel, d, 105, 104)[0][1:]], {}); poisoned = b.update(g.panel, now)
-    assert fine['outliers'] == 0 < poisoned['outliers'] and not poisoned['undone'] and poisoned['moved'] <= 10*5e-5*1.2 and poisoned['loss'] <= 1.02*poisoned['morning']
+    assert fine['outliers'] == 0 < poisoned['outliers'] and not poisoned['undone'] and poisoned['moved'] <= MOVES*RATE*1.2 and poisoned['loss'] <= 1.02*poisoned['morning']
 
 
 def test_a_weight_that_is_no_number_is_found_and_put_back(kit):
@@ -279,7 +279,7 @@ def test_a_day_of_the_real_process_killed_on_the_way_ends_in_a_challenger(kit):
     handed, scores = rows[1], rows[-1]['scores']; assert handed['from_id'] == id and handed['hashes'][new]['weights'] != hashes(store, id)['weights']
     assert set(scores) == {id, new, 'served'} and scores[id]['n'] == scores[new]['n'] == scores['served']['n'] == [75, 73, 70, 64] and np.allclose(scores['served']['loss'], scores[id]['loss'], atol=1e-5) and scores[new]['loss'] != scores[id]['loss']
     again = Tuner(load_model(store, new, at_close(panel, d)).model, panel.days_upto(d + 1))
-    assert 0 < again.moved() < .01 and all({int(v['step']) for v in o['optimiser'].state_dict()['state'].values()} == {10} for o in again.nets), 'the next day goes on from there, tied to what was fitted'
+    assert 0 < again.moved() < .01 and all({int(v['step']) for v in o['optimiser'].state_dict()['state'].values()} == {MOVES} for o in again.nets), 'the next day goes on from there, tied to what was fitted'
 
 
 def test_a_network_whose_mask_holds_infinities_learns_too(kit):

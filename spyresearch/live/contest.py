@@ -51,6 +51,7 @@ def matured(
     y = returns(panel, np.full(len(minute), d), minute)[:, :len(AHEAD)]
     return np.where(minute[:, None] + 1 + np.array(list(AHEAD.values())) <= passed, y, np.nan)
 
+# %% ../../nbs/live/43_contest.ipynb #999af6a1
 def grid(panel, d) -> np.ndarray: day, minute = panel.origins(); return minute[(day == d) & (minute >= FIRST)] # the origins that are judged
 
 def scored(
@@ -110,7 +111,7 @@ def relative(o:Past, unit:Past) -> np.ndarray: # [D], NaN where a horizon has no
     "Daily loss in units of a mean daily loss, all horizons alike."
     return (o.loss/np.ma.masked_invalid(unit.loss).mean(0).filled(np.nan)).mean(1) if len(o.days) else np.zeros(0)
 
-# %% ../../nbs/live/43_contest.ipynb #9de26f59
+# %% ../../nbs/live/43_contest.ipynb #d2eb86b6
 @dataclass(frozen=True)
 class Verdict:
     "What becomes of a challenger, and why."
@@ -119,6 +120,7 @@ class Verdict:
     facts: dict
     def __repr__(self): return f'{self.act}: {self.why}'
 
+# %% ../../nbs/live/43_contest.ipynb #9de26f59
 def compared(a:Past, b:Past) -> dict:
     "The numbers that decide; `a` and `b` of the same days."
     la, lb = relative(a, a), relative(b, a)
@@ -173,6 +175,7 @@ class Caution:
     learns: bool = True   # may networks be fine-tuned?
     alarm: str = ''       # in words; empty where there is none
 
+# %% ../../nbs/live/43_contest.ipynb #acae763e
 def caution(
     rows:list, # of the journal
 ) -> Caution:

@@ -111,6 +111,7 @@ def frozen(self:Learner, day, at):
     now = pointer(self.store)['to']
     if now != was: self.add('frozen', day, why, (now,), id=now)
 
+# %% ../../nbs/live/44_learn.ipynb #3ab27bc0
 @patch
 def shadow(self:Learner,
     panel, d:int, # up to the evening; the session
@@ -157,6 +158,7 @@ def choose(self:Learner, day:str, at:datetime):
             return self.add('promote', day, v.why, (id, now), id=id, from_id=now, facts=v.facts, n=pointer(self.store)['n'])
         if v.act == 'drop': self.add('drop', day, v.why, (id,), id=id, facts=v.facts)
 
+# %% ../../nbs/live/44_learn.ipynb #565e3745
 @patch
 def mend(self:Learner):
     "Changes of champion that a crash kept from this journal."
@@ -187,6 +189,7 @@ def due(
     fresh = dict(weekly=before.isocalendar()[:2] != day.isocalendar()[:2], monthly=before.month != day.month)
     return tuple(o for k, names in refits.items() if fresh[k] for o in names)
 
+# %% ../../nbs/live/44_learn.ipynb #00a545ae
 def nightly(
     store:Store, panel, # up to the evening
     members:str='light', # of `experiment.SETS`
@@ -223,6 +226,7 @@ def gains(
     out.attrs['worst_pct'] = min((span(pairs[i:i + width])['saved_pct'] for i in range(len(pairs) - width + 1)), default=np.nan)
     return out
 
+# %% ../../nbs/live/44_learn.ipynb #698d21ba
 def brought(
     store:Store,
 ) -> tuple: # frame of `gains`, and sentences

@@ -43,6 +43,7 @@ def lessons_of(
     ok = (come & ~far).astype(np.float32)
     return t | dict(ok=ok, error=t['error']*ok, z=t['z']*ok), int(far.sum())
 
+# %% ../../nbs/live/45_worker.ipynb #7464643b
 def passed_by(
     panel, now:datetime, # whose last session is under way; aware
 ) -> float: # minutes since its open
@@ -58,7 +59,7 @@ def origins_of(panel, s) -> tuple: # int [N], int [N]
     return s[ok], k[ok]
 
 # %% ../../nbs/live/45_worker.ipynb #5e5ccf3b
-RATE, MOST_RATE, ANCHOR, MOVES, BATCH, JUDGES, KEEP = 5e-5, 1e-4, .1, 10, 64, 10, 250 # step; its bound; weight of the distance; steps an update; lessons; sessions that judge; that are replayed
+RATE, MOST_RATE, ANCHOR, MOVES, BATCH, JUDGES, KEEP = 4e-6, 1e-4, .1, 4, 64, 10, 250 # step; its bound; weight of the distance; steps an update; lessons; sessions that judge; that are replayed
 LOSE, UNDONE = 1.02, 3 # of the morning's loss; updates undone in a row that end the day
 
 class Tuner:
@@ -88,6 +89,7 @@ def net(self:Tuner, i:int) -> dict: # net, module, optimiser, start
     module = put_weights(self.torch, built(self.model.kind, net['columns'], i), net); names = [k for k, _ in module.named_parameters()]
     return dict(net=net, module=module, optimiser=eased(self.torch, module, memory, self.rate), start=start, at=[self.torch.from_numpy(start[f'w_{k}'].copy()) for k in names])
 
+# %% ../../nbs/live/45_worker.ipynb #7d2ac3cc
 @patch
 def judged(self:Tuner, panel, o) -> float:
     "Loss on the sessions that never teach."
@@ -103,7 +105,7 @@ def step(self:Tuner, panel, o, t:dict, rows:np.ndarray): # lessons; which of the
     o['optimiser'].zero_grad(); (square + PINBALL*pinball + ANCHOR*away).backward()
     self.torch.nn.utils.clip_grad_norm_(o['module'].parameters(), 1.); o['optimiser'].step()
 
-# %% ../../nbs/live/45_worker.ipynb #809fcaa5
+# %% ../../nbs/live/45_worker.ipynb #cc2a7eca
 @patch
 def sound(self:Tuner, panel, o, morning) -> str: # empty if it is
     "What is wrong with a network after an update."
@@ -111,6 +113,7 @@ def sound(self:Tuner, panel, o, morning) -> str: # empty if it is
     now = self.judged(panel, o)
     return '' if now <= LOSE*morning else f'the loss on days that never teach went from {morning:.4f} to {now:.4f}'
 
+# %% ../../nbs/live/45_worker.ipynb #809fcaa5
 def both(old:dict, new:dict) -> dict: return {k: np.concatenate([old[k], new[k]]) for k in old}
 
 @patch
@@ -129,7 +132,7 @@ def update(self:Tuner,
     if self.undone >= UNDONE: self.why = f'{UNDONE} updates in a row had to be undone: {why}'
     return dict(update=self.updates, undone=why, fresh=int(n), replayed=BATCH - int(n), lessons=len(known), outliers=odd, seconds=watch.seconds, moved=self.moved(), loss=float(np.mean([self.judged(panel, o) for o in self.nets])), morning=float(np.mean(self.morning)))
 
-# %% ../../nbs/live/45_worker.ipynb #c482f2eb
+# %% ../../nbs/live/45_worker.ipynb #d5e3aba2
 @patch
 def tuned(self:Tuner, panel, o, morning, t, known, n, beat) -> str: # empty if all went well
     "The steps of one network, its own randomness shut in."
@@ -138,6 +141,7 @@ def tuned(self:Tuner, panel, o, morning, t, known, n, beat) -> str: # empty if a
         for _ in range(MOVES): self.step(panel, o, t, np.concatenate([self.rng.choice(self.teach, BATCH - n), self.rng.choice(known, n) if n else known[:0]])); beat()
     return self.sound(panel, o, morning)
 
+# %% ../../nbs/live/45_worker.ipynb #c482f2eb
 @patch
 def back(self:Tuner, kept:list):
     "Weights and optimisers as they were before an update; where those were broken already, as they were in the morning."
@@ -146,6 +150,7 @@ def back(self:Tuner, kept:list):
         fine = all(np.isfinite(v).all() for v in (*moving, *unpack(memory).values()))
         put_weights(self.torch, o['module'], weights if fine else o['net']); o['optimiser'] = eased(self.torch, o['module'], memory if fine else b'', self.rate)
 
+# %% ../../nbs/live/45_worker.ipynb #9cd6ccf0
 @patch
 def moved(self:Tuner) -> float:
     "The furthest that a weight has gone from where it was fitted."
@@ -182,6 +187,7 @@ def serve(
             if 'at' in o: say(dict(kept=kept_by(tuner, store, datetime.fromisoformat(o['at']), config['seed']) if tuner.updates else None))
         except SpyError as e: say(dict(fault=f'{e.what}: {e.why}'))
 
+# %% ../../nbs/live/45_worker.ipynb #243fd0fd
 def kept_by(tuner, store, at, seed) -> str: # the model's id
     "Hand the networks over as a model folder."
     return keep(tuner.handed(), Panel.from_store(store, upto=at), {}, store, at, seed, LASTS)
@@ -223,6 +229,7 @@ def begin(self:Worker):
         for line in pipe: lines.put(line)
     threading.Thread(target=listen, args=(self.process.stdout, self.lines), daemon=True).start(); self.order(self.config)
 
+# %% ../../nbs/live/45_worker.ipynb #8f9d281c
 @patch
 def order(self:Worker, o:dict):
     "A line to the process; one that is gone is found by `poll`."
@@ -235,6 +242,7 @@ def end(self:Worker):
     if self.process.poll() is None: self.process.kill()
     self.process.wait(); self.process.stdin.close(); self.stage = 'ended'
 
+# %% ../../nbs/live/45_worker.ipynb #3ddbcbc6
 @patch
 def poll(self:Worker) -> list: # answers that came, beats left out
     "Take in what was said; mind a process that died or hangs."
@@ -263,6 +271,7 @@ def take(self:Worker, o:dict):
     if o['undone'] or o['outliers'] and not any(r['outliers'] for r in self.reports[:-1]): self.learner.add('fault', self.day, o['undone'] or f"{o['outliers']} outcomes that no market makes were left out", id=self.config['id'], facts=o)
     if len(self.reports) % HOURLY == 0: self.told()
 
+# %% ../../nbs/live/45_worker.ipynb #7531d111
 @patch
 def told(self:Worker):
     "The updates since the last such row, as one."
@@ -295,6 +304,7 @@ def status(self:Worker) -> dict:
     "How the process stands, for the screen."
     return dict(stage={'busy': 'learning', 'idle': 'learning'}.get(self.stage, self.stage), updates=self.updates, last_update_s=self.last and self.last['seconds'], restarts=self.restarts)
 
+# %% ../../nbs/live/45_worker.ipynb #3b7a7f01
 @patch
 def wait(self:Worker, stages=('idle', 'stopped', 'ended')):
     "Until it has done what it was told, or was given up; for the evening and for tests."
@@ -321,7 +331,7 @@ def teachable(
     ids = [o['id'] for o in listing(learner.store, at) if o['name'] in NETWORKS and o['state'] in ('serves', 'could serve') and o['id'] not in dropped]
     return ids[-1] if ids else None
 
-# %% ../../nbs/live/45_worker.ipynb #c6f10729
+# %% ../../nbs/live/45_worker.ipynb #993b710f
 class Learning:
     "Before the open, each minute, after the close."
     def __init__(self,
@@ -330,6 +340,7 @@ class Learning:
         **more, # of `Worker`
     ): self.learner, self.seed, self.refits, self.more, self.worker, self.careful = Learner(store), seed, refits, more, None, Caution()
 
+# %% ../../nbs/live/45_worker.ipynb #c6f10729
 @patch
 def morning(self:Learning,
     day:date, at:datetime, # the session; aware: before its open
@@ -349,6 +360,7 @@ def minute(self:Learning,
     try: return self.learner.status(self.worker and self.worker.tick(now, bars, self.careful.learns))
     except SpyError: return None
 
+# %% ../../nbs/live/45_worker.ipynb #aae72147
 @patch
 def evening(self:Learning,
     day:date, at:datetime, # the session that is over, sealed, its day file made; aware
