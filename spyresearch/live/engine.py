@@ -45,6 +45,7 @@ def digits(x): # number, or arrays of them, nested; NaN is null
 
 def curves(q:np.ndarray) -> list: "A row of quantiles a horizon; null where one is not known."; return [digits(o) if np.isfinite(o).all() else None for o in q]
 
+# %% ../../nbs/live/42_engine.ipynb #cc3f4d13
 def forecast_row(
     a:Answer, day:date, model:str, provenance:str, # the session; id of the champion; of the bars
     provisional:bool, # does it rest on the feed's own bar?
@@ -109,6 +110,7 @@ def prepare(self:Engine):
         self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store).get(self.day, 0.)))
     except (DataError, ModelError) as e: self.kept, self.why, self.fault = None, 'warm-up', f'{e.what}: {e.why}'; self.say(self.fault)
 
+# %% ../../nbs/live/42_engine.ipynb #fee9cc75
 @patch
 def lay_out(self:Engine):
     "The desk, which takes longest: of today it sees nothing."
@@ -117,6 +119,7 @@ def lay_out(self:Engine):
     try: self.desk = Desk(today, walked(past, self.kept.model.name, self.kept.manifest['seed'], walk_in(self.store.root)), chains_of(self.store), self.costs, qty=self.qty)
     except (DataError, ModelError) as e: self.say(f'no ticket today: {e.what}: {e.why}')
 
+# %% ../../nbs/live/42_engine.ipynb #ab808700
 PATIENCE_S = 60. # that the first forecasts wait for the desk
 
 @patch
@@ -136,6 +139,7 @@ async def _tried(self:Engine, call, lost:str) -> bool:
     except Exception as e: # noqa: BLE001 - what cannot be thought about is recorded all the same
         self.fault = f'{type(e).__name__}: {e}'; self.say(f'{lost} today: {self.fault}'); return False
 
+# %% ../../nbs/live/42_engine.ipynb #fb351439
 @patch
 def _frozen(self:Engine, opens):
     "The champion that spoke first today."
@@ -169,6 +173,7 @@ def look(self:Engine,
     if self.busy and not self.busy.done(): self.overruns += self.next is None; self.next = i; return
     self.busy = asyncio.ensure_future(self._run(i))
 
+# %% ../../nbs/live/42_engine.ipynb #f06baf1b
 @patch
 async def _run(self:Engine, i):
     "One minute after the other, in a thread, for as long as one is due."
@@ -188,6 +193,7 @@ async def rest(self:Engine):
     "Wait for the minute that is being thought about."
     if self.busy: await asyncio.gather(self.busy, return_exceptions=True)
 
+# %% ../../nbs/live/42_engine.ipynb #edce475e
 async def _lateness(job) -> float: # seconds
     "How late the loop woke at worst while a job ran elsewhere: what the feed had to wait."
     clock, worst = RealClock(), 0.
@@ -195,6 +201,7 @@ async def _lateness(job) -> float: # seconds
         t = clock.monotonic(); await clock.until([job], .01); worst = max(worst, clock.monotonic() - t - .01)
     return worst
 
+# %% ../../nbs/live/42_engine.ipynb #803c34cf
 @patch
 def _quotes(self:Engine, i) -> list:
     "The recorder's newest rows that were there when the bar closed."
@@ -217,6 +224,7 @@ def tick(self:Engine, i:int, rows:dict, bar, quotes:list, waited:float) -> dict:
     except SpyError as e: out |= dict(error=f'{e.what}: {e.why}')
     return out
 
+# %% ../../nbs/live/42_engine.ipynb #d7e12a50
 @patch
 def _think(self:Engine, i, at, rows, bar, quotes, ms) -> dict:
     "Forecast, decide, put on record."
@@ -245,6 +253,7 @@ def _forecast(self:Engine, i, bar) -> dict:
     self.forecasts.append(o | dict(known_at=self.clock.now().astimezone(UTC).isoformat(timespec='milliseconds')))
     return dict(forecast=o['id'], body={k: v for k, v in o.items() if k not in OWN}, calibration=self.calibration(i))
 
+# %% ../../nbs/live/42_engine.ipynb #c629f0b4
 def brief(o) -> dict: # a Ticket or a Silence
     "A word as a minute's record holds it."
     if isinstance(o, Ticket): return dict(says='ticket') | {k: v for k, v in row(o).items() if v is not None}
@@ -266,6 +275,7 @@ def _decide(self:Engine, i, at, quotes) -> tuple: # head -> words; ticket id -> 
     swing, more = self.desk.closing(panel, np.array([o.minute for o in said]), np.array([o.sigma for o in said]), np.array([o.q for o in said]), done)
     return words | dict(swing=swing), why | more
 
+# %% ../../nbs/live/42_engine.ipynb #8769c7f3
 @patch
 def _record(self:Engine, at, words:dict, why:dict) -> dict:
     "Put words on record if they are news."
@@ -291,12 +301,14 @@ def calibration(self:Engine, i:int) -> dict: # horizon -> cover80 (share), n, wa
         out[h] = dict(cover80=float(inside(y[ok, j], q[ok, j], '80').mean()) if ok.any() else None, n=int(ok.sum()), want=80)
     return out
 
+# %% ../../nbs/live/42_engine.ipynb #643595fd
 @patch
 def state(self:Engine) -> dict:
     "How it goes, for whoever watches."
     def of(x): return dict(p50=float(np.median(x)), p99=float(np.quantile(x, .99)), n=len(x)) if x else dict(p50=None, p99=None, n=0)
     return dict(model=self.kept.id if self.kept else None, reason=self.why if self.kept is None else '', fault=self.fault, overruns=self.overruns, errors=self.errors, latency_ms={k: of(list(v)) for k, v in self.took.items()})
 
+# %% ../../nbs/live/42_engine.ipynb #6c848254
 @patch
 def _out(self:Engine, said:dict, late:float):
     "Tell what a minute brought."
