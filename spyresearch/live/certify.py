@@ -41,7 +41,7 @@ def apart(a, b) -> float: # 0 the same, inf another kind of thing
     if isinstance(a, (int, float)) and isinstance(b, (int, float)) and not isinstance(a, bool): return abs(a - b)/max(abs(a), abs(b), 1e-9)
     return 0. if a == b else np.inf
 
-# %% ../../nbs/live/53_certify.ipynb #865602ea
+# %% ../../nbs/live/53_certify.ipynb #610785f8
 @dataclass(frozen=True, eq=False)
 class Day:
     "A day on record, and what it is worked out from."
@@ -54,6 +54,7 @@ class Day:
     minute: np.ndarray # of each forecast
     said: tuple = () # sigma, plain and tracked quantiles, worked out again
 
+# %% ../../nbs/live/53_certify.ipynb #5df6bd91
 def newest(store:Store) -> date: # of the minutes' records
     "The last day that an engine has put on record."
     path = store.journal/'ticks.jsonl'
@@ -63,6 +64,7 @@ def newest(store:Store) -> date: # of the minutes' records
     if not (whole := [o for o in lines if o.startswith(b'{"at": "') and o.endswith(b'}')]): raise DataError(f'{store.root}: no engine has put a day on record', 'there is nothing to compare', 'run spy live in this folder first')
     return date.fromisoformat(whole[-1][8:18].decode())
 
+# %% ../../nbs/live/53_certify.ipynb #865602ea
 def on_file(
     store:Store,
     day:date,
@@ -79,7 +81,7 @@ def on_file(
     p = p.days_upto(p.days.index(day) + 1); p = p.days_from(sum(str(o) < rows[0]['since'] for o in p.days))
     return Day(store, day, rows, ticks, kept, p, minute, at_once(kept, p, minute, state_at_open(kept, p.days_upto(len(p) - 1)), [o['lacks'] for o in rows]))
 
-# %% ../../nbs/live/53_certify.ipynb #4fa033c2
+# %% ../../nbs/live/53_certify.ipynb #8b4064fd
 @dataclass(frozen=True)
 class Diff:
     "One thing that differs."
@@ -91,6 +93,7 @@ class Diff:
 
 def _short(o): return (t := repr(o))[:60] + '...'*(len(t) > 60)
 
+# %% ../../nbs/live/53_certify.ipynb #4fa033c2
 @patch
 def row(self:Day, k:int) -> dict:
     "What the journal would hold of forecast `k`."
@@ -99,6 +102,7 @@ def row(self:Day, k:int) -> dict:
     out = dict(px=px, sigma=digits(sigma[k]), plain=curves(plain[k]), q=curves(q[k]), model=self.kept.id, touch=t and {n: digits(v) if n != 'minutes' else v for n, v in t.items()})
     return out | ({} if o['lacks'] else dict(row_hash=row_hash(self.panel, d, i, self.kept.model.columns)))
 
+# %% ../../nbs/live/53_certify.ipynb #96273188
 @patch
 def forecasts(self:Day) -> tuple: # Diffs; the largest relative difference of what counts as the same
     "Every forecast of the day against history."
@@ -110,9 +114,10 @@ def forecasts(self:Day) -> tuple: # Diffs; the largest relative difference of wh
             for what, a, b in pairs: out += [Diff(o['origin'], what, a, b)]*((g := apart(a, b)) > NEAR); most = max(most, g if g <= NEAR else 0.)
     return out, most
 
-# %% ../../nbs/live/53_certify.ipynb #6dcacae9
+# %% ../../nbs/live/53_certify.ipynb #7f066dd2
 LOOSE, OWN = 2e-4, ('id', 'size_frac', 'status', 'says') # of facts, which have four digits; of tickets, what the record adds
 
+# %% ../../nbs/live/53_certify.ipynb #6dcacae9
 def key_of(o:dict) -> tuple: return str(pd.Timestamp(o.get('issued_at') or o['at'])), o['kind'] if o['kind'] == 'swing' else o.get('hold', OPTION), o.get('hold', '')
 
 def differing(a:dict, b:dict) -> list: # of names
@@ -126,6 +131,7 @@ def desk(self:Day, costs:Costs=Costs(), qty:int=100) -> Desk:
     past = self.panel.days_upto(len(self.panel) - 1)
     return Desk(Growing(past, self.day, float(self.panel.dividend[-1])).panel, walked(past, self.kept.model.name, self.kept.manifest['seed'], walk_in(self.store.root)), chains_of(self.store), costs, qty=qty)
 
+# %% ../../nbs/live/53_certify.ipynb #ced3f0a8
 @patch
 def words(self:Day, costs:Costs=Costs(), qty:int=100) -> tuple: # Diffs; how many words were compared
     "Every word of the day against history."
@@ -161,6 +167,7 @@ class Certificate:
         if self.diffs: raise CheckFailed(f'{self.day}: {len(self.diffs)} differences between live and history', str(self.diffs[0]), 'the list is above; the journal and the bars were not touched')
         return self.parity.check()
 
+# %% ../../nbs/live/53_certify.ipynb #ca549594
 @patch
 def __str__(self:Certificate):
     head = f"{'PASS' if self.ok else 'FAIL'} {self.day} ({self.provenance}): {self.n_forecasts} forecasts and {self.n_words} words compared, {len(self.diffs)} differences; largest of those that count as none {self.most:.1e}"
