@@ -199,12 +199,12 @@ def train(
     kind:str, seed:int,
     parent:dict=None, # what it goes on from
     passes:int=None, # over the lessons
-) -> dict: # weights and moments by name; columns; `warm`; `curve` [1 + checks, 4]: step, loss in training since the look before, both losses of the judges
+) -> dict: # weights and moments by name; columns; `warm`; `curve` [1 + checks, 4]: step, loss in training over as many steps as lie between two looks, both losses of the judges
     "One network."
     t = taught(panel, stop); net = {k: o for k, o in (parent or measured(t, panel, kind, stop)).items() if k != 'curve'}
     judge, learn = np.flatnonzero(t['s'] >= stop - TAIL), np.flatnonzero(t['s'] < stop - TAIL - 1)
     if len(learn) < BATCH: raise ModelError(f'{kind} needs {BATCH} lessons', f'there are {len(learn)} before the {TAIL} sessions that judge', 'deepen the history')
-    passes = passes or (AGAIN if parent else PASSES); each = len(learn)//BATCH; total = passes*each
+    passes = passes or (AGAIN if parent else PASSES); each = len(learn)//BATCH; total = passes*each; apart = max(total//(CHECKS*passes), 1)
     rng, best, running = np.random.default_rng(seed), (np.inf, None), []
     with torch_alone(seed) as torch:
         model = built(kind, net['columns'], seed); model = put_weights(torch, model, net) if parent else model
@@ -216,8 +216,8 @@ def train(
             square, pinball = loss_of(torch, model, net, panel, t, rows); loss = square + PINBALL*pinball
             optimizer.zero_grad(); loss.backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step(); rate.step()
             running.append(float(loss.detach()))
-            if step % max(total//(CHECKS*passes), 1) == 0 or step == total:
-                now = judged(torch, model, net, panel, t, judge); curve.append([step, np.mean(running), *now]); running = []
+            if step % apart == 0 or step == total:
+                now = judged(torch, model, net, panel, t, judge); curve.append([step, np.mean(running[-apart:]), *now])
                 if now@[1, PINBALL] < best[0]: best = now@[1, PINBALL], weights_of(model)
     return net | best[1] | dict(curve=np.array(curve), warm=np.array(parent is not None), pages=pages(panel, t, learn))
 
