@@ -59,7 +59,7 @@ def origins_of(panel, s) -> tuple: # int [N], int [N]
     return s[ok], k[ok]
 
 # %% ../../nbs/live/45_worker.ipynb #5e5ccf3b
-RATE, MOST_RATE, ANCHOR, MOVES, BATCH, JUDGES, KEEP = 4e-6, 1e-4, .1, 4, 64, 10, 250 # step; its bound; weight of the distance; steps an update; lessons; sessions that judge; that are replayed
+RATE, MOST_RATE, ANCHOR, MOVES, BATCH, JUDGES, KEEP = 1e-6, 1e-4, .1, 4, 64, 10, 250 # step; its bound; weight of the distance; steps an update; lessons; sessions that judge; that are replayed
 LOSE, UNDONE = 1.02, 3 # of the morning's loss; updates undone in a row that end the day
 
 class Tuner:
