@@ -6,6 +6,8 @@
 __all__ = ['BEYOND', 'STILL', 'MANY', 'outside', 'crosschecked']
 
 # %% ../nbs/08_crosscheck.ipynb #ba4f1248
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -47,18 +49,28 @@ def crosschecked(
     daily:pd.DataFrame, # as in `outside`
 ) -> tuple: # (the bars that are left; a line a bar that is not)
     "The minutes that nothing contradicts; `DataError` if whole files do."
-    out, still, twice = outside(bars, daily), _still(bars), _repeats(bars)
-    bad = out | still | np.isin(bars.index.date, list(twice))
+    out, still, twice, on = outside(bars, daily), _still(bars), _repeats(bars), bars.index.date
+    ends = {pd.Timestamp(t).date(): (float(v.low), float(v.high)) for t, v in daily.iterrows()} if out.any() else {}
+    share = pd.Series(out).groupby(on).mean(); whole = list(share.index[share > .5])
+    if len(whole) > MANY: _refuse(bars, ends, whole)
+    for d in whole:
+        if _goes_on(bars, d, ends[d]): out &= on != d
+    bad = out | still | np.isin(on, list(twice))
     if not bad.any(): return bars, []
-    share = pd.Series(out).groupby(bars.index.date).mean(); whole = list(share.index[share == 1])
-    if len(whole) > MANY: _refuse(bars, daily, whole)
-    ends = {pd.Timestamp(t).date(): (v.low, v.high) for t, v in daily.iterrows()}
     def why(i, d): return 'its daily bar goes from {:g} to {:g}'.format(*ends[d]) if out[i] else 'the session stands on one price' if still[i] else f'the session repeats {twice[d]}'
     at, px = bars.index, bars[OHLC].to_numpy(float)
     return bars[~bad], [f'{at[i]:%Y-%m-%d %H:%M}: {describe(px[i], None)}{why(i, at[i].date())}' for i in np.flatnonzero(bad)]
 
-def _refuse(bars, daily, whole):
+def _goes_on(bars, d, ends):
+    "Do the minutes of a session go on from the one before, and its daily bar does not?"
+    before, own = (bars[bars.index.date == o] for o in (prev_session(d), d))
+    if not len(before): return False
+    last = before['close'].iloc[-1]; far = max(np.log(ends[0]/last), np.log(last/ends[1]), 0.)
+    if good := abs(np.log(own['open'].iloc[0]/last)) < far: warnings.warn(f'{d}: the daily bar ({ends[0]:g} to {ends[1]:g}) is not believed: the minutes go from {own["low"].min():g} to {own["high"].max():g} and begin at {own["open"].iloc[0]:g}, after a close of {last:g}', stacklevel=3)
+    return good
+
+def _refuse(bars, ends, whole):
     "Two records of different markets."
-    one = bars[bars.index.date == whole[0]]; r = daily[[pd.Timestamp(o).date() == whole[0] for o in daily.index]].iloc[0]
-    raise DataError(f'minutes and daily bars contradict each other on {len(whole)} sessions, the first {whole[0]}', f"the minutes go from {one['low'].min():g} to {one['high'].max():g}, the daily bar from {r['low']:g} to {r['high']:g}: one of the two is adjusted, of another symbol or in another unit",
-                    'give daily bars that are adjusted for splits only, as the minutes are')
+    one, r = bars[bars.index.date == whole[0]], ends[whole[0]]
+    raise DataError(f'minutes and daily bars contradict each other on {len(whole)} sessions, the first {whole[0]}', f"the minutes go from {one['low'].min():g} to {one['high'].max():g}, the daily bar from {r[0]:g} to {r[1]:g}: one of the two is adjusted, of another symbol or in another unit",
+                    'give daily bars that are adjusted for splits only, as the minutes are; a folder keeps the ones it has, so begin a new one with --data')

@@ -110,10 +110,10 @@ def test_what_the_daily_bar_contradicts_is_left_out_and_named(spy, daily, tmp_pa
 
 
 def test_a_daily_bar_that_is_corrected_brings_the_minutes_back(spy, daily, tmp_path):
-    wrong = daily.copy(); wrong.loc[str(AT), PX] *= .9
-    store = filled(tmp_path, spy, wrong)
-    assert prepare(store).left_out and store.read_daily().loc[str(AT), 'close'].isna().all()
-    store.write_daily_bars(day_rows(daily, spy)); again = prepare(store)
+    wide = daily.copy(); wide.loc[str(AT), 'low'] *= .93
+    fall = slip(spy, slice('2025-11-18 11:00', '2025-11-18 11:09'), .96); store = filled(tmp_path, fall, daily) # a fall that the first daily bar did not know of
+    assert prepare(store).left_out and store.read_daily().loc['2025-11-18 11:00':'2025-11-18 11:09', 'close'].isna().all()
+    store.write_daily_bars(day_rows(wide, spy)); again = prepare(store)
     assert again.left_out == [] and AT in again.written and date(2025, 11, 17) in again.kept and store.read_daily().loc[str(AT), 'close'].notna().all()
     assert prepare(store).written == []
 
@@ -126,6 +126,31 @@ def test_sessions_that_no_market_makes(spy, tmp_path, how, said):
     open_store = filled(tmp_path/'open', odd[:str(AT)], open_day=AT) # while it is under way nothing is known of its end
     with pytest.raises(DataError, match=f'{AT}: no bar is left'): certify(Store(tmp_path), AT)
     assert prepare(open_store).left_out == [] and open_store.read_daily().loc[str(AT), 'close'].notna().all()
+
+
+@pytest.mark.filterwarnings('ignore:.*is not believed')
+def test_a_daily_bar_that_is_wrong_costs_no_minute(spy, daily, tmp_path):
+    wrong = daily.copy(); wrong.loc[str(AT), PX] *= 1.03
+    with pytest.warns(UserWarning, match=f'{AT}: the daily bar .* is not believed: the minutes go from'): report = prepare(filled(tmp_path, spy, wrong))
+    rows = Store(tmp_path).read_daily()
+    assert report.left_out == [] and rows['close'].notna().all() and rows.loc[str(NEXT), 'r_overnight'].notna().all()
+
+
+def test_a_session_without_its_end_and_a_folder_without_daily_bars_are_named(spy, daily, tmp_path):
+    store = Store(tmp_path/'short', 'simulated:made')
+    for d, o in short(spy, 5).groupby(short(spy, 5).index.date): store.write_raw(d, o, [f'15:{m}' for m in range(55, 60)] if d == AT else ())
+    said = str(prepare(store)); assert f'no close, because the last 5 minutes are missing: {AT};' in said and 'there are no daily bars' in said
+    store.write_daily_bars(day_rows(daily, spy)); again = str(prepare(store)); assert str(AT) in again and 'there are no daily bars' not in again
+
+
+def test_a_dividend_that_cannot_be_known_leaves_the_night_empty(spy, daily, tmp_path):
+    told = day_rows(daily, spy).assign(dividend=0.); hole = told[told.index.date != AT]
+    a, b = filled(tmp_path/'a', spy), filled(tmp_path/'b', spy)
+    for store, df in ((a, told), (b, hole)): store.write_daily_bars(df); prepare(store)
+    x, y = a.read_daily(), b.read_daily()
+    assert y.loc[str(AT), 'r_overnight'].isna().all() and x.loc[str(AT), 'r_overnight'].notna().all() and y.loc['2025-11-20':, 'r_overnight'].equals(x.loc['2025-11-20':, 'r_overnight'])
+    none = filled(tmp_path/'c', spy, daily); prepare(none) # where the source tells no dividend at all, none is assumed
+    assert none.read_daily().loc[str(AT), 'r_overnight'].notna().all()
 
 
 def test_daily_bars_of_another_kind_are_refused_and_nothing_is_lost(spy, daily, tmp_path):

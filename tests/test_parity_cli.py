@@ -253,14 +253,31 @@ def test_a_column_that_cannot_be_had_is_refused_and_not_remembered(spy, root, tm
     assert code == 0 and '0 written' in said and header(root)[-1] == 'my_range' and 'peek' not in REGISTRY     # the good one is remembered still
 
 
+REMEMBERS = """
+WHOLE = {}
+def lead(g):
+    for d, row in zip(g.day, g.close):
+        if d not in WHOLE or np.isfinite(row).sum() > np.isfinite(WHOLE[d]).sum(): WHOLE[d] = row.copy()
+    return np.array([np.append(WHOLE[d][1:], np.nan)/row for d, row in zip(g.day, g.close)])
+def step(b, s): return np.float64(np.append(WHOLE[b.day][1:], np.nan)[b.minute]/b.close) if b.day in WHOLE else np.nan
+feature('lead', lead, step=step, state=dict(), group='mine', formula='the next close over this one', unit='', inputs=('close',))
+"""
+
+def test_a_column_that_remembers_what_it_saw_of_the_future_is_refused(spy, root, tmp_path):
+    "Cuts that are made after all bars were seen cannot show it."
+    path = tmp_path/'lead.py'; path.write_text('import numpy as np\nfrom spyresearch.features.registry import feature\n' + REMEMBERS)
+    code, said = spy('prepare', '--data', root, '--features', path)
+    assert code == 1 and 'says something else of' in said and 'once later bars were seen' in said and 'lead' not in REGISTRY, said
+
+
 def test_a_young_folder_is_examined_when_it_is_old_enough(spy, tmp_path):
     store, bad = Store(tmp_path/'data', 'simulated:demo'), tmp_path/'peek.py'; bad.write_text(own('np.nanmax(g.high) - g.close'))
-    for d in DAYS[:3]: store.write_raw(d, bars([d], 600.))
+    for i, d in enumerate(DAYS[:3]): store.write_raw(d, bars([d], 600. + i))
     code, said = spy('prepare', '--data', store.root, '--features', bad)
     assert code == 0 and 'not examined for look-ahead: 3 sessions are too few, 5 are wanted: peek' in said
     assert 'not examined for look-ahead' in spy('prepare', '--data', store.root)[1]
     store = Store(store.root)
-    for d in DAYS[3:]: store.write_raw(d, bars([d], 600.))
+    for i, d in enumerate(DAYS[3:]): store.write_raw(d, bars([d], 610. + i))
     code, said = spy('prepare', '--data', store.root)
     assert code == 1 and 'peek: knew the future' in said
     assert spy('prepare', '--data', store.root)[0] == 0 and header(store.root)[-1] != 'peek'

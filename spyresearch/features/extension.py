@@ -72,6 +72,12 @@ def _faults(bars, names):
     return {o: v for o, v in t['verdict'].items() if v != 'ok' and not v.startswith(('not checked', 'no value'))}
 
 # %% ../../nbs/features/31_extension.ipynb #d3494eeb
+def _later(bars, names):
+    "What is said of a last bar before any later one was seen in this process, and afterwards: a memory of one's own would not show in cuts that are made later."
+    early = [compute(bars.iloc[:k], names).iloc[-1] for k in (len(bars)//2 + 7, len(bars)*3//4 + 5)]
+    whole = compute(bars, names); odd = [~(o.eq(w) | o.isna() & w.isna()) for o in early for w in [whole.loc[o.name]]]
+    return {o: f'says something else of {e.name:%Y-%m-%d %H:%M} once later bars were seen: it knows the future, or remembers outside its state' for e, d in list(zip(early, odd))[::-1] for o in d.index[d]}
+
 def examined(
     store:Store,
     file, # that declared them
@@ -83,9 +89,9 @@ def examined(
     bars = store.raw_frame(days); bars, enough = bars.drop(index=list(bad_bars(bars))), len(days) >= least(names)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: compute(bars, names); bad = _faults(bars, names) if enough else {}
+        try: later, faults = (_later(bars, names), _faults(bars, names)) if enough else (compute(bars, names)[[]].to_dict(), {})
         except SystemExit as e: raise UsageError(f'{file} cannot be used', f'a formula in it ends the program: SystemExit: {e}', 'mend the formula, then run again') from e
-    if bad: raise CheckFailed(f"{file} is refused: {', '.join(bad)}", '\n'.join(f'{o}: {v}' for o, v in bad.items()), 'let a value rest on bars up to its own and on no more sessions than are declared, then run again; nothing was written, and the file is not remembered')
+    if bad := {o: '; '.join(x[o] for x in (faults, later) if o in x) for o in names if o in faults or o in later}: raise CheckFailed(f"{file} is refused: {', '.join(bad)}", '\n'.join(f'{o}: {v}' for o, v in bad.items()), 'let a value rest on bars up to its own and on no more sessions than are declared, then run again; nothing was written, and the file is not remembered')
     return f'{days[0]} to {days[-1]}' if enough else ''
 
 def least(names) -> int: "Sessions that an examination of these features takes."; return max(ENOUGH, REGISTRY.depth(names) + 3)

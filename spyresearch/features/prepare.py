@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'NEVER', 'day_rows', 'row_bytes', 'context', 'made_from', 'PrepareReport', 'lost', 'damaged', 'unfetched',
-           'dividends_of', 'told_later', 'stretches_of', 'left_of', 'sound_bars', 'bars_of', 'prepare', 'certify',
-           'named']
+           'dividends_of', 'told_later', 'stretches_of', 'unclosed', 'left_of', 'sound_bars', 'bars_of', 'prepare',
+           'certify', 'named']
 
 # %% ../../nbs/features/33_prepare.ipynb #3fd9e990
 import hashlib, warnings
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..bars import RAW_COLUMNS, RULE
+from ..bars import LATE, RAW_COLUMNS, RULE
 from ..crosscheck import BEYOND, STILL, crosschecked
 from ..core import ET, DataError, UsageError, quiet, stopwatch
 from .batch import compute
@@ -90,6 +90,8 @@ class PrepareReport:
     dropped:dict = field(default_factory=dict) # column that no feature of the registry has -> how many files lost it
     waiting:list = field(default_factory=list) # files of own features that could not be examined yet, a line each
     void:list = field(default_factory=list) # own features without a value on any day that was computed
+    unclosed:list = field(default_factory=list) # sessions that are over without a bar in their last minutes
+    alone:bool = False # are there no daily bars to hold the minutes against?
     days = property(lambda self: sorted(self.written + self.kept))
 
 # %% ../../nbs/features/33_prepare.ipynb #ca4784a2
@@ -119,6 +121,9 @@ def __str__(self:PrepareReport):
     lines += _spans([(d, 'a day file without valid raw bars; it was left as it is') for d in self.orphans])
     lines += _spans([(d, f'the day file did not count and was computed again: {why}; what was there lies in {where.parent} now') for d, why, where in self.aside])
     lines += [f'left out, no market makes it: {o}' for o in self.left_out]
+    if any('its daily bar goes' in o for o in self.left_out): lines += ['where minutes and daily bar disagree one of them is wrong: compare with another source; a corrected daily bar brings the minutes back']
+    if self.unclosed: lines += [f"no close, because the last {LATE} minutes are missing: {', '.join(map(str, self.unclosed))}; features that look back on the whole session are empty after it"]
+    if self.alone: lines += ['there are no daily bars: a whole session at wrong prices, or five wrong minutes that agree, would not be noticed']
     lines += [f'{o}: no value on any of the days computed: its formula is never finite, or the bars lack what it reads' for o in self.void] + self.waiting
     lines += [f'{d}: a record of seconds or options could not be read, and its columns are empty: {why}' for d, why in self.unread]
     return '\n'.join([*lines, *(f'{o}: a column of {n} day files no more' for o, n in self.dropped.items())])
@@ -139,10 +144,11 @@ def unfetched(store:Store) -> list: # (day, why)
     return [(d, why(d)) for d in (sessions(min(here), max(here)) if here else []) if d not in here]
 
 # %% ../../nbs/features/33_prepare.ipynb #7c7799fd
-def dividends_of(store:Store) -> dict: # ex-date -> USD a share
+def dividends_of(store:Store) -> dict: # ex-date -> USD a share; NaN of a session that is over, where others are told and it is not
     "Dividends that the source has told."
-    d = store.daily_bars()['dividend'].dropna()
-    return {t.date(): float(v) for t, v in d[d > 0].items()}
+    told = {t.date(): float(v) for t, v in store.daily_bars()['dividend'].dropna().items()}
+    unknown = dict.fromkeys(o for o in store.raw_days(sealed=True) if o not in told) if told else {}
+    return {d: v for d, v in told.items() if v > 0} | dict.fromkeys(unknown, np.nan)
 
 # %% ../../nbs/features/33_prepare.ipynb #32a7374e
 @contextmanager
@@ -162,6 +168,10 @@ def stretches_of(
         if runs and t - runs[-1][1] == pd.Timedelta('1min'): runs[-1][1] = t; runs[-1][2] += 1
         else: runs.append([o, t, 1])
     return [o if n == 1 else f'{o[:16]} to {t:%H:%M}: {n} bars, the first: {o[18:]}' for o, t, n in runs]
+
+def unclosed(store:Store, days) -> list: # those without a bar in their last minutes
+    "Sessions that have no close, as their known gaps tell."
+    return [d for d in sorted(days) if {f'{t:%H:%M}' for t in minutes(d)[-LATE:]} <= set(store.original.m['days'].get(str(d), {}).get('known_gaps', ()))]
 
 def left_of(store:Store, days) -> list: "What was left out of these days' files."; return [o for d in sorted(days) for o in store.features.m['days'].get(str(d), {}).get('left_out', [])]
 
@@ -229,7 +239,7 @@ def prepare(
         if dropped := _strange(store, todo, registry): warn(lost(dropped))
         unread, aside, void = _write(store, todo, {o for d in todo for o in near[d]} & set(raw), key, div, sealed, registry, progress)
         orphans = [d for d in store.features.on_disk() if d not in raw]
-        return PrepareReport(todo, sorted(fresh), orphans, h, len(registry.names()), w.seconds, unread, damaged(store), unfetched(store), aside, left_of(store, raw), dropped, waiting, void)
+        return PrepareReport(todo, sorted(fresh), orphans, h, len(registry.names()), w.seconds, unread, damaged(store), unfetched(store), aside, left_of(store, raw), dropped, waiting, void, unclosed(store, sealed), not len(store.daily_bars()))
 
 # %% ../../nbs/features/33_prepare.ipynb #a7fd9e16
 def _write(store, todo, need, key, div, sealed, registry, progress):

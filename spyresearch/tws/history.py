@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..bars import BA, IV, OHLC, RAW_COLUMNS
 from ..core import ET, DataError, FeedError, PermissionMissing, UsageError, quiet, stopwatch
-from ..sessions import is_session, known_minutes, last_sessions, next_session, session, sessions
+from ..sessions import is_session, known_minutes, last_sessions, next_session, prev_session, session, sessions
 from ..store import Store
 from .link import Dropped, Link, NoData, TimedOut, blocking
 
@@ -383,7 +383,8 @@ async def _daily_frame(self:Walk, duration):
     try: adj = at_open(await self.link.bars('ADJUSTED_LAST', '1 day', None, duration, self.timeout_s), self.settled)
     except FeedError as e: await self.refuse('dividends', e); return df
     self.store.mark_given('dividends')
-    return df.assign(dividend=dividends(df['close'].to_numpy(), adj['close'].reindex(df.index).to_numpy()))
+    paid, follows = dividends(df['close'].to_numpy(), adj['close'].reindex(df.index).to_numpy()), [prev_session(b.date()) == a.date() for a, b in zip(df.index, df.index[1:])]
+    return df.assign(dividend=np.where(np.r_[True, follows][:len(df)], paid, np.nan)) # after a hole nobody knows which day went ex
 
 # %% ../../nbs/tws/28_history.ipynb #c384fae0
 def at_open(
