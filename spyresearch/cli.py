@@ -426,18 +426,21 @@ def certify(ctx: typer.Context, day: _opt(Optional[str], '--day', 'A session tha
 def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, quotes: Quotes = None, trades: Trades = None, book: BookFile = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
          days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', features: Features = None, once: _opt(bool, '--once', 'One session, then end.') = False,
          until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
-         options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
+         options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, alert: _opt(Optional[list[str]], '--alert', 'Tell what asks for an action: bell, desktop or webhook (its address in SPY_WEBHOOK); again for another way.', envvar='SPY_ALERT') = None,
+         lang: Lang = None, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
     "Record every session and, each minute, forecast it: row, features, forecast, touches, tickets or reasons for silence; for ever, until Ctrl-C. Without a model it records and says so."
+    from spyresearch.live.alerts import Alerts, ways_of
     from spyresearch.live.runner import go
     from spyresearch.store import Store
     from spyresearch.tws.source import open_source
+    alerts = Alerts(ways_of(alert), _lang(lang), say) if alert else None
     if tws and asof: raise UsageError('--asof is not for a live run on TWS', 'it happens now', 'leave it out')
     source, n = _source(ctx), _n_days(days)
     if n == 'all': raise UsageError('--days all is not for a live run', 'its start must not take hours', 'fetch the past with `spy history --days all` first')
     root = _folder(source, data, 'data', client_id)
     if features: _adopt(Store(root), features)
     with open_source(source, **({} if tws else dict(speed=speed, faults=faults, from_open=True))) as (host, port):
-        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say, shows=True))
+        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say, shows=True, alerts=alerts))
 
 # %% ../nbs/66_cli.ipynb #75ea4f72
 @app.command()

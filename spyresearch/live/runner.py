@@ -19,6 +19,7 @@ from ..features.recorded import catch_up, flow_log, usual_depth, write_flow
 from ..features.smile import Smile
 from ..sessions import is_session, next_session, session
 from ..store import Store
+from ..trade.record import note_account
 from ..tws.chain import Chain, chain_file, chain_frame, seal_chain_day
 from ..tws.control import SlaveClock, announced_control
 from ..tws.dayrecord import ended, taken_away
@@ -26,6 +27,7 @@ from ..tws.feed import Feed
 from ..tws.history import SETTLED, fetch_history
 from ..tws.link import Link
 from ..tws.minutes import differences
+from .alerts import together
 from .engine import Engine
 from .flowday import FlowDay
 from .relay import Relay
@@ -166,8 +168,12 @@ def make(self:Runner, before:date|None=None): # only one-second features of sess
 
 @patch
 async def fetch(self:Runner, days):
-    "A history run on a connection of its own."
-    async with self.link: return await fetch_history(self.link, self.store, days, progress=self.progress('history'))
+    "A history run on a connection of its own; what the account may do is asked with it."
+    async with self.link:
+        if self.thinks:
+            try: await note_account(self.link, self.store.journal)
+            except FeedError as e: self.line(f'what the account may do could not be asked: {e.what}')
+        return await fetch_history(self.link, self.store, days, progress=self.progress('history'))
 
 # %% ../../nbs/live/51_runner.ipynb #f0975d5b
 @patch
@@ -369,6 +375,7 @@ async def go(
     say=print, progress=lambda label: quiet, # as in `Runner`
     thinks:bool=True, # forecast and decide too
     shows:bool=False, # let other processes watch
+    alerts=None, # callable (kind, body, known_at): who tells a person
 ) -> Runner:
     "A live run, as `spy live` starts it."
     clock = await clock_of(host, port)
@@ -377,8 +384,9 @@ async def go(
         run = Runner(host, port, Store(root, provenance), clock, client_id, days, options, say=say, progress=progress, thinks=thinks)
         if word := stamp(provenance): run.line(f'{word}: {provenance}; not to be traded on')
         with Publisher(root, provenance) if shows else nullcontext() as p:
-            run.publish = p and p.publish
+            run.publish = together(p and p.publish, alerts)
             await run.run(until_of(until, clock.now()), once)
         return run
     finally:
         if hasattr(clock, 'detach'): clock.detach()
+        if alerts: alerts.close()
