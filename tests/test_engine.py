@@ -3,8 +3,10 @@ import asyncio
 import json
 import shutil
 import threading
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from live import at
@@ -15,6 +17,7 @@ from spyresearch.live.certify import certify, explain_forecast, newest
 from spyresearch.live.engine import Engine, of_day
 from spyresearch.live.runner import Runner, clock_of
 from spyresearch.live.words import Desk
+from spyresearch.models.bank import _LATE, bank
 from spyresearch.models.champions import keep, load_champion, promote
 from spyresearch.models.experiment import evaluate, train
 from spyresearch.models.touch import Touch
@@ -31,6 +34,18 @@ from spyresearch.tws.minutes import Minute
 from spyresearch.tws.replay import ReplayServer, listing_of, open_tape
 
 DAY = date(2025, 12, 5)
+
+
+def test_a_panel_that_was_asked_does_not_change_when_the_day_goes_on():
+    "The bank of a morning is gone on from next day, if its prices are still those it was made of."
+    bars = demo_tape(days=40).bars['TRADES', '1 min']; panel = Panel.from_bars(bars, provenance='simulated:demo'); d = len(panel) - 2
+    g = infer.Growing(panel.days_upto(d), panel.days[d]); row = lambda i: [getattr(panel, o)[d, i] for o in infer.OHLCV]
+    for i in range(100): g.put(i, row(i), {})
+    early = bank(g.panel)
+    for i in range(100, 390): g.put(i, row(i), {})
+    assert np.isnan(early.panel.close[d, 100:]).all()
+    after = bank(replace(panel)); _LATE.clear(); fresh = bank(replace(panel))
+    np.testing.assert_array_equal(after.x, fresh.x)
 
 
 def run(coro): return asyncio.run(asyncio.wait_for(coro, 400)) # nothing may hang

@@ -55,7 +55,7 @@ class Growing:
         self.day, self.d, self.minutes = day, len(past), session(day).n_minutes
         self.base = replace(past, days=[*past.days, day], n=np.r_[past.n, self.minutes], dividend=np.r_[past.dividend, dividend], **rows)
 
-    panel = property(lambda self: replace(self.base)) # as of now, for one question
+    panel = property(lambda self: replace(self.base, **{o: getattr(self.base, o).copy() for o in OHLCV})) # as of now: what is computed from it outlives this minute, its prices must stand
     def put(self, i:int, bar, values:dict): # minute; open .. volume, or None for no bar; name -> value
         "A row; without a bar it is empty again."
         for k, o in enumerate(OHLCV): getattr(self.base, o)[self.d, i] = np.nan if bar is None else bar[k]
