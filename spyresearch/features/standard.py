@@ -197,7 +197,7 @@ def _log_rv(name, h):
 for h in (5, 15, 30, 60): _log_rv(f'logrv_{h}', h)
 
 # %% ../../nbs/features/21_standard.ipynb #7dd70627
-feature('rv_full', lambda g: np.where(np.isnan(g.day_close), np.nan, g.rv_today*MINUTES/g.n), kept=False, group='base', formula='sum of r^2 of the session, a half day scaled to 390 minutes; none without a close',
+feature('rv_full', lambda g: g.rv_today*MINUTES/g.n + 0*g.day_close, kept=False, group='base', formula='sum of r^2 of the session, a half day scaled to 390 minutes; none without a close',
         inputs=('rv_today', 'day_close'))
 past('rv_past', 'rv_full', MONTH, 'sum of r^2, a half day scaled to 390 minutes')
 
