@@ -1,5 +1,6 @@
 """What the tests share: where the real records are, and a line at the end that says what was not checked."""
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 required = set(filter(None, os.environ.get('SPY_REQUIRE', '').split(',')))
 LACK = dict(shared='the real price records', browser='a Chromium browser', deep='the section deep of requirements.lock')
+
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL) # run under nohup, whose choice programs rightly keep: that would be tested instead
 
 def need(kind, what):
     "Fail when this run was told to require `kind`, else skip."
