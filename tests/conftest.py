@@ -9,7 +9,8 @@ SHARED = Path(__file__).parents[2]/'shared'/'data'
 required = set(filter(None, os.environ.get('SPY_REQUIRE', '').split(',')))
 LACK = dict(shared='the real price records', browser='a Chromium browser', deep='the section deep of requirements.lock')
 
-if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL) # run under nohup, whose choice programs rightly keep: that would be tested instead
+for name, usual in dict(SIGHUP=signal.SIG_DFL, SIGINT=signal.default_int_handler).items(): # under nohup and in the background these are ignored, which programs rightly keep
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN: signal.signal(getattr(signal, name), usual)
 
 def need(kind, what):
     "Fail when this run was told to require `kind`, else skip."
