@@ -48,7 +48,8 @@ def bar_faults(
     cells(px <= 0, 'price not above zero')
     fault((df['volume'] < 0).to_numpy(), 'volume below zero')
     fault((df['volume'] > MOST).to_numpy(), f'volume above {MOST:g}')
-    if not (np.diff(ix.asi8) < pd.Timedelta('1min')//pd.Timedelta(1, ix.unit)).any(): fault((ix.second != 0) | (ix.microsecond != 0), 'a bar does not begin on a whole minute')
+    at, minute = ix.asi8, pd.Timedelta('1min')//pd.Timedelta(1, ix.unit)
+    if not (np.diff(at) < minute).any(): fault(at % minute != 0, 'a bar does not begin on a whole minute')
     fault((px[:, 1] < px.max(1)) | (px[:, 2] > px.min(1)), 'high or low does not enclose open and close')
     return out
 
