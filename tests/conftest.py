@@ -1,5 +1,7 @@
 """What the tests share: where the real records are, and a line at the end that says what was not checked."""
+import importlib.util
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -24,6 +26,17 @@ def shared():
         p = SHARED/name
         return p if p.exists() else need('shared', f'the real record {name}')
     return path
+
+@pytest.fixture(scope='module')
+def browser():
+    "A headless Chromium that the machine has. Its loop runs in this thread, so it must be gone before another module begins."
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+    if path is None or importlib.util.find_spec('playwright') is None: need('browser', 'a Chromium browser with playwright')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-dev-shm-usage', '--enable-precise-memory-info', '--js-flags=--expose-gc'])
+        yield b
+        b.close()
 
 def pytest_terminal_summary(terminalreporter):
     skipped = [str(o.longrepr) for o in terminalreporter.stats.get('skipped', [])]

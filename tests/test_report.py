@@ -1,31 +1,16 @@
 """The page in a browser, and the run notebooks as the newcomer runs them: on the demo, with their defaults."""
-import importlib.util
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from conftest import need
 from spyresearch.core import file_hash
 from spyresearch.runs import execute
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(p for p in (ROOT/'nbs'/'runs').glob('*.ipynb') if p.stem != 'live')   # a screen, not a report
-
-
-@pytest.fixture(scope='module')
-def browser():
-    "A headless Chromium that the machine has. Its loop runs in this thread, so it must be gone before another module begins."
-    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
-    if path is None or importlib.util.find_spec('playwright') is None: need('browser', 'a Chromium browser with playwright')
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
-        yield b
-        b.close()
 
 
 @pytest.fixture(scope='session', params=RUNS, ids=lambda p: p.stem)

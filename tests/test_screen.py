@@ -1,5 +1,4 @@
 """The live screen in a real browser, in JupyterLab and as a page; and its widgets and notebook without one."""
-import importlib.util
 import json
 import os
 import shutil
@@ -12,24 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import need
 from spyresearch.live.pages import page_command, page_env
 
 ROOT = Path(__file__).parents[1]
 SPEAKER, SCREEN = Path(__file__).with_name('speaking.py'), ROOT/'nbs'/'runs'/'live.ipynb'
 ALLOWED = ('ERR_NAME_NOT_RESOLVED', 'ERR_INTERNET_DISCONNECTED', 'ERR_CONNECTION', 'font-awesome')   # Voila's template asks the network for a font of its toolbar
-
-
-@pytest.fixture(scope='module')
-def browser():
-    "A headless Chromium that the machine has. Its loop runs in this thread, so it must be gone before another module begins."
-    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
-    if path is None or importlib.util.find_spec('playwright') is None: need('browser', 'a Chromium browser with playwright')
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-dev-shm-usage', '--enable-precise-memory-info', '--js-flags=--expose-gc'])
-        yield b
-        b.close()
 
 
 @pytest.fixture(scope='module')
@@ -107,6 +93,12 @@ class Watcher:
     def look(self): return self.page.evaluate(SEEN)
     def shot(self, name): self.page.screenshot(path=self.out/f'{name}.png')
     def until(self, js, s=30): self.page.wait_for_function(js, timeout=1000*s)
+    def built(self):
+        "Wait until the page is whole, so that what grows after it is growth."
+        for _ in range(20):
+            before = self.look()['nodes']
+            self.page.wait_for_timeout(1000)
+            if self.look()['nodes'] < 1.02*before: return
 
 
 @pytest.fixture(scope='module')
@@ -120,6 +112,7 @@ def pictures(tmp_path_factory):
 def check_lives(w, changes=('price', 'live', 'ladder')):
     "What should change does, nothing grows, nobody complains."
     w.until("document.querySelectorAll('.sv .tag').length > 2 && document.querySelectorAll('.sv .chart .bqplot g.stick').length > 100")
+    w.built()
     first = w.look()
     for k in changes: w.page.wait_for_function(f"(old) => ({SEEN})()['{k}'] !== old", arg=first[k], timeout=30000)
     w.page.wait_for_function(f"(old) => ({SEEN})().frames >= old + 25", arg=first['frames'], timeout=30000)
@@ -151,6 +144,7 @@ def test_the_page_lives_goes_stale_and_comes_back(browser, engine, served, pictu
     w.page.set_viewport_size(dict(width=1366, height=768))
     engine.running[0].kill()
     w.until("/NOT CURRENT/.test((document.querySelector('.sv .banner') || {}).textContent || '') && document.querySelector('.sv .px.old')", 20)
+    w.until("/No price is known/.test(document.querySelector('.sv .side').textContent)", 20)   # the cards come with the next frame
     assert 'last known' in w.page.inner_text('.sv .pxbox').lower() and 'No price is known' in w.page.inner_text('.sv .side')
     w.shot('web-stale')
     engine('11:25')
