@@ -1028,6 +1028,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'spyresearch/live/alerts.py'),
                                          'spyresearch.live.alerts.bell': ('live/alerts.html#bell', 'spyresearch/live/alerts.py'),
                                          'spyresearch.live.alerts.desktop': ('live/alerts.html#desktop', 'spyresearch/live/alerts.py'),
+                                         'spyresearch.live.alerts.notice': ('live/alerts.html#notice', 'spyresearch/live/alerts.py'),
                                          'spyresearch.live.alerts.together': ('live/alerts.html#together', 'spyresearch/live/alerts.py'),
                                          'spyresearch.live.alerts.ways_of': ('live/alerts.html#ways_of', 'spyresearch/live/alerts.py'),
                                          'spyresearch.live.alerts.webhook': ('live/alerts.html#webhook', 'spyresearch/live/alerts.py')},

@@ -21,24 +21,25 @@ BEYOND = .02 # of the price
 def outside(
     bars:pd.DataFrame, # canonical minutes
     daily:pd.DataFrame, # high, low in USD; an index of times or dates
+    on=None, # the date of each minute, where it is known already
 ) -> np.ndarray: # bool [N]; False where there is no daily bar
     "Which minutes the daily bar of their session contradicts."
     if not len(daily) or not len(bars): return np.zeros(len(bars), bool)
-    at, day = pd.DatetimeIndex(bars.index.date), daily[['high', 'low']].set_axis(pd.DatetimeIndex([pd.Timestamp(o).date() for o in daily.index]))
+    at, day = pd.DatetimeIndex(bars.index.date if on is None else on), daily[['high', 'low']].set_axis(pd.DatetimeIndex([pd.Timestamp(o).date() for o in daily.index]))
     r = day[~day.index.duplicated()].reindex(at)
     return (bars['high'].to_numpy() > r['high'].to_numpy()*(1 + BEYOND)) | (bars['low'].to_numpy() < r['low'].to_numpy()*(1 - BEYOND))
 
 # %% ../nbs/08_crosscheck.ipynb #995c7318
 STILL = 30 # bars
 
-def _still(bars):
+def _still(bars, on):
     "Bars of a session that has one price."
-    g = bars.groupby(bars.index.date); n = g['close'].transform('size')
+    g = bars.groupby(on); n = g['close'].transform('size')
     return ((g['high'].transform('max') == g['low'].transform('min')) & (n >= STILL)).to_numpy()
 
-def _repeats(bars):
+def _repeats(bars, on):
     "day -> the session before, where it repeats that one."
-    days = {d: df[OHLC].to_numpy() for d, df in bars.groupby(bars.index.date) if len(df) >= STILL}
+    days = {d: df[OHLC].to_numpy() for d, df in bars.groupby(on) if len(df) >= STILL}
     return {d: p for d, x in days.items() if (p := prev_session(d)) in days and np.array_equal(x, days[p])}
 
 # %% ../nbs/08_crosscheck.ipynb #0f1a55be
@@ -49,28 +50,26 @@ def crosschecked(
     daily:pd.DataFrame, # as in `outside`
 ) -> tuple: # (the bars that are left; a line a bar that is not)
     "The minutes that nothing contradicts; `DataError` if whole files do."
-    out, still, twice, on = outside(bars, daily), _still(bars), _repeats(bars), bars.index.date
+    on = bars.index.date; out, still, twice = outside(bars, daily, on), _still(bars, on), _repeats(bars, on)
     ends = {pd.Timestamp(t).date(): (float(v.low), float(v.high)) for t, v in daily.iterrows()} if out.any() else {}
     share = pd.Series(out).groupby(on).mean(); whole = list(share.index[share > .5])
-    if len(whole) > MANY: _refuse(bars, ends, whole)
+    if len(whole) > MANY: _refuse(bars[on == whole[0]], ends[whole[0]], whole)
     for d in whole:
-        if _goes_on(bars, d, ends[d]): out &= on != d
+        if _goes_on(*(bars[on == o] for o in (prev_session(d), d)), d, ends[d]): out &= on != d
     bad = out | still | np.isin(on, list(twice))
     if not bad.any(): return bars, []
     def why(i, d): return 'its daily bar goes from {:g} to {:g}'.format(*ends[d]) if out[i] else 'the session stands on one price' if still[i] else f'the session repeats {twice[d]}'
     at, px = bars.index, bars[OHLC].to_numpy(float)
-    return bars[~bad], [f'{at[i]:%Y-%m-%d %H:%M}: {describe(px[i], None)}{why(i, at[i].date())}' for i in np.flatnonzero(bad)]
+    return bars[~bad], [f'{at[i]:%Y-%m-%d %H:%M}: {describe(px[i], None)}{why(i, on[i])}' for i in np.flatnonzero(bad)]
 
-def _goes_on(bars, d, ends):
+def _goes_on(before, own, d, ends):
     "Do the minutes of a session go on from the one before, and its daily bar does not?"
-    before, own = (bars[bars.index.date == o] for o in (prev_session(d), d))
     if not len(before): return False
     last = before['close'].iloc[-1]; far = max(np.log(ends[0]/last), np.log(last/ends[1]), 0.)
     if good := abs(np.log(own['open'].iloc[0]/last)) < far: warnings.warn(f'{d}: the daily bar ({ends[0]:g} to {ends[1]:g}) is not believed: the minutes go from {own["low"].min():g} to {own["high"].max():g} and begin at {own["open"].iloc[0]:g}, after a close of {last:g}', stacklevel=3)
     return good
 
-def _refuse(bars, ends, whole):
+def _refuse(one, r, whole):
     "Two records of different markets."
-    one, r = bars[bars.index.date == whole[0]], ends[whole[0]]
     raise DataError(f'minutes and daily bars contradict each other on {len(whole)} sessions, the first {whole[0]}', f"the minutes go from {one['low'].min():g} to {one['high'].max():g}, the daily bar from {r[0]:g} to {r[1]:g}: one of the two is adjusted, of another symbol or in another unit",
                     'give daily bars that are adjusted for splits only, as the minutes are; a folder keeps the ones it has, so begin a new one with --data')

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from spyresearch.core import ET, SpyError
-from spyresearch.sessions import minutes, session, sessions
+from spyresearch.sessions import add_sessions, minutes, session, sessions
+from spyresearch.trade.valuation import black
 from spyresearch.tws.history import fetch_history
 from spyresearch.tws.link import Link
 from spyresearch.tws.replay import ReplayServer
@@ -20,6 +21,16 @@ def bars(days, at=500., step=1):
     ix = pd.DatetimeIndex(np.concatenate([minutes(d)[::step].asi8 for d in days]), tz='UTC').tz_convert(ET).rename('Datetime')
     k = np.arange(len(ix))
     return pd.DataFrame(dict(open=at + k/100, high=at + 2 + k/100, low=at - 1 + k/100, close=at + 1 + k/100, volume=1000. + 3*k, average=at + .5 + k/100, barCount=10. + k), index=ix)
+
+def quotes_at(now, spot, clock, daily, reach):
+    "A chain of today's and the next expiry at the prices of a daily volatility, a cent either way, `reach` USD about the price."
+    out = []
+    for n in range(2):
+        e = add_sessions(now.date(), n); sd = clock.left(now.to_pydatetime(), e)**.5*daily; k = np.arange(round(spot) - reach, round(spot) + reach + 1)
+        for right, sign in (('C', 1), ('P', -1)):
+            mid = np.maximum(black(spot, k, sd, sign), sign*(spot - k))
+            out.append(pd.DataFrame(dict(expiry=e.isoformat(), right=right, strike=k, con_id=(10**4*n + 10*k + (sign > 0)).astype('int64'), bid=np.maximum((mid - .01).round(2), 0), ask=(mid + .01).round(2), spot=spot, age=.5)))
+    rows = pd.concat(out); return rows.set_axis(pd.DatetimeIndex([now]*len(rows), name='Datetime'))
 
 def quotes(df, by=.01):
     "BID_ASK bars that belong to `df`: average bid, highest ask, lowest bid, average ask."

@@ -5,28 +5,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from made import quotes_at as priced
 from spyresearch.models.experiment import evaluate
 from spyresearch.models.targets import known_close
 from spyresearch.models.races import forecast_at
 from spyresearch.models.touch import Touch
 from spyresearch.models.windows import Panel
-from spyresearch.sessions import add_sessions, session
+from spyresearch.sessions import session
 from spyresearch.trade import desk
 from spyresearch.trade.clock import learn_clock
 from spyresearch.trade.costs import Costs
 from spyresearch.trade.shadow import dividends_of
-from spyresearch.trade.valuation import black
 from spyresearch.tws.market import demo_tape
 
 
-def quotes_at(now, spot, clock, daily=.006):
-    out = []
-    for n in range(2):
-        e = add_sessions(now.date(), n); sd = clock.left(now.to_pydatetime(), e)**.5*daily; k = np.arange(round(spot) - 7., round(spot) + 8)
-        for right, sign in (('C', 1), ('P', -1)):
-            mid = np.maximum(black(spot, k, sd, sign), sign*(spot - k))
-            out.append(pd.DataFrame(dict(expiry=e.isoformat(), right=right, strike=k, con_id=(10**4*n + 10*k + (sign > 0)).astype('int64'), bid=np.maximum((mid - .01).round(2), 0), ask=(mid + .01).round(2), spot=spot, age=.5)))
-    rows = pd.concat(out); return rows.set_axis(pd.DatetimeIndex([now]*len(rows), name='Datetime'))
+def quotes_at(now, spot, clock, daily=.006): return priced(now, spot, clock, daily, 7.)
 
 
 @pytest.fixture(scope='module')

@@ -5,15 +5,15 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
+from made import quotes_at as priced
 from spyresearch.models.confidence import Rule
 from spyresearch.models.experiment import evaluate
 from spyresearch.models.targets import known_close
 from spyresearch.models.windows import Panel
-from spyresearch.sessions import add_sessions, minutes, session
+from spyresearch.sessions import minutes, session
 from spyresearch.trade import desk
 from spyresearch.trade.clock import learn_clock
 from spyresearch.trade.explain import chain as chain_of, explained
@@ -21,22 +21,13 @@ from spyresearch.trade.record import record
 from spyresearch.trade.shadow import dividends_of
 from spyresearch.trade.signals import walk
 from spyresearch.trade.tickets import Ticket
-from spyresearch.trade.valuation import black
 from spyresearch.tws.chain import COLUMNS, _log, seal_chain_day
 from spyresearch.tws.market import demo_tape
 
 ANY = Rule(margin=-1., floor=0., least=1, ladders=((.99,),)) # a gate that lets everything through: what is shown here is where numbers come from
 
 
-def quotes_at(now, spot, clock, daily=.0035):
-    "A chain at prices that charge for less than is forecast, in the recorder's columns."
-    out = []
-    for n in range(2):
-        e = add_sessions(now.date(), n); sd = clock.left(now.to_pydatetime(), e)**.5*daily; k = np.arange(round(spot) - 6., round(spot) + 7)
-        for right, sign in (('C', 1), ('P', -1)):
-            mid = np.maximum(black(spot, k, sd, sign), sign*(spot - k))
-            out.append(pd.DataFrame(dict(expiry=e.isoformat(), right=right, strike=k, con_id=(10**4*n + 10*k + (sign > 0)).astype('int64'), bid=np.maximum((mid - .01).round(2), 0), ask=(mid + .01).round(2), spot=spot, age=.5)))
-    rows = pd.concat(out).assign(status='ok').reindex(columns=COLUMNS); return rows.set_axis(pd.DatetimeIndex([now]*len(rows), name='Datetime'))
+def quotes_at(now, spot, clock, daily=.0035): return priced(now, spot, clock, daily, 6.).assign(status='ok').reindex(columns=COLUMNS) # prices that charge for less than is forecast, in the recorder's columns
 
 
 @pytest.fixture(scope='module')

@@ -89,7 +89,9 @@ def examined(
     bars = store.raw_frame(days); bars, enough = bars.drop(index=list(bad_bars(bars))), len(days) >= least(names)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: later, faults = (_later(bars, names), _faults(bars, names)) if enough else (compute(bars, names)[[]].to_dict(), {})
+        try:
+            if enough: later, faults = _later(bars, names), _faults(bars, names)
+            else: compute(bars, names); later = faults = {}
         except SystemExit as e: raise UsageError(f'{file} cannot be used', f'a formula in it ends the program: SystemExit: {e}', 'mend the formula, then run again') from e
     if bad := {o: '; '.join(x[o] for x in (faults, later) if o in x) for o in names if o in faults or o in later}: raise CheckFailed(f"{file} is refused: {', '.join(bad)}", '\n'.join(f'{o}: {v}' for o, v in bad.items()), 'let a value rest on bars up to its own and on no more sessions than are declared, then run again; nothing was written, and the file is not remembered')
     return f'{days[0]} to {days[-1]}' if enough else ''

@@ -147,7 +147,7 @@ def unfetched(store:Store) -> list: # (day, why)
 def dividends_of(store:Store) -> dict: # ex-date -> USD a share; NaN of a session that is over, where others are told and it is not
     "Dividends that the source has told."
     told = {t.date(): float(v) for t, v in store.daily_bars()['dividend'].dropna().items()}
-    unknown = dict.fromkeys(o for o in store.raw_days(sealed=True) if o not in told) if told else {}
+    unknown = [o for o in store.raw_days(sealed=True) if o not in told] if told else []
     return {d: v for d, v in told.items() if v > 0} | dict.fromkeys(unknown, np.nan)
 
 # %% ../../nbs/features/33_prepare.ipynb #32a7374e
