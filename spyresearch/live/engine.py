@@ -62,21 +62,28 @@ OWN = ('sigma', 'plain', 'lacks', 'since', 'provenance', 'known_at') # of the jo
 # %% ../../nbs/live/42_engine.ipynb #50091d1d
 BLOCK = 1 << 20 # bytes read at a time
 
+def _whole(line):
+    "A record; None for what a crash left of one."
+    try: return json.loads(line) if line.startswith(b'{') else None
+    except ValueError: return None
+
 def of_day(
     path, # a .jsonl journal, in time order
     day:date,
-    key:str='origin', # of its records: when, as text that begins with the New York date
+    key:str='origin', # of its records: when, as text that begins with the date
+    since:date|None=None, # the records of all days from this one on
 ) -> list: # dicts, oldest first
     "A day's records, read from the end of a journal."
+    begin = str(since or day)
     if not (path := Path(path)).exists(): return []
     with open(path, 'rb') as f:
         end, rest, out = f.seek(0, 2), b'', []
         while end > 0:
             start = max(end - BLOCK, 0); f.seek(start); first, *lines = (f.read(end - start) + rest).split(b'\n'); end, rest = start, first
             if start == 0: lines = [first, *lines]
-            got = [json.loads(o) for o in lines if o.startswith(b'{') and o.endswith(b'}')]
-            out = [o for o in got if o[key][:10] == str(day)] + out
-            if got and got[0][key][:10] < str(day): break
+            got = [o for o in map(_whole, lines) if o]
+            out = [o for o in got if begin <= o[key][:10] <= str(day)] + out
+            if got and got[0][key][:10] < begin: break
     return out
 
 # %% ../../nbs/live/42_engine.ipynb #f1f222e7
