@@ -124,7 +124,7 @@ a{color:var(--accent)} nav{display:flex;flex-wrap:wrap;gap:2px 16px;margin:22px 
 @media print{@page{margin:14mm 12mm} html,.spy{font-size:10.5pt} body{display:table;width:100%;font-size:10.5pt} main{display:table-row-group;max-width:none;padding:0}
   .strip{display:table-header-group;break-inside:avoid;position:static;background:none;color:#000;font-size:9pt;text-align:left} .lede{font-size:12pt} .v{font-size:16pt}
   h2,h3,figcaption,.prose{break-after:avoid} h2{margin-top:24px} .card,.tile,tr,.ticket,.silence{break-inside:avoid} nav,.code{display:none} summary{color:inherit}
-  .scroll{overflow:visible} th,td{white-space:normal;padding:3px 5px} table{font-size:8.5pt} .rules br{display:none} .rules td,.rules th{padding:1px 5px} .tight td,.tight th{padding:1px 4px} .tight td small,.tight th small{font-size:6.5pt;min-width:0}
+  .scroll{overflow:visible} th,td{white-space:normal;padding:3px 5px} table{font-size:8.5pt} .rules br{display:none} .rules td,.rules th{padding:1px 5px} .text td,.text th{padding:0 5px;line-height:1.25} .tight td,.tight th{padding:1px 4px} .tight td small,.tight th small{font-size:6.5pt;min-width:0}
   .picks{display:grid;grid-template-columns:1fr 1fr;gap:0 6mm} .picks details{break-inside:avoid} .picks table{font-size:6.5pt} .picks td,.picks th{padding:1px 2px;line-height:1.2} .picks thead th,.picks td small,.picks th small{font-size:5.5pt} .tiles{grid-template-columns:repeat(4,1fr);gap:8px}
   .tile{padding:6px 8px} .grid{grid-template-columns:1fr 1fr;gap:10px}
   .grid .fig{max-width:120mm!important} .months i,.bar{-webkit-print-color-adjust:exact;print-color-adjust:exact}

@@ -24,7 +24,7 @@ from .page import Markup, card, esc, fold, grid, missing, num, points, table, ta
 from .sessions import add_sessions, session
 from .skill import calibration, coverage, ends, over_days, pinball, reliability, skill, with_errors
 from .trade.strategies import WEATHER
-from .trade.tickets import Ticket, sentence
+from .trade.tickets import Ticket, is_scored, sentence
 from .verdict import PLAIN
 
 _all_ = ['calibration', 'coverage', 'pinball', 'reliability', 'with_errors'] # sections of `skill`, under the report's name
@@ -230,10 +230,10 @@ def ledger(
     built:dict=BUILT, # what was built -> configurations tried meanwhile
 ) -> Markup:
     "How often one tried before one found."
-    before = f" {sum(built.values()):,} more were tried on the open days while the models were built ({', '.join(f'{k} {v:,}' for k, v in built.items())}; from notes); no number here is discounted for them."
+    before = f" {sum(built.values()):,} more were tried on the open days while the models were built ({', '.join(f'{k} {v:,}' for k, v in built.items())}; from notes){'' if money else '; no number here is discounted for them'}."
     if n is None: return tag('p', 'Configurations tried: ', num(None), ' (no ledger was kept).', before)
     tried = tag('b', f'{n:,} configuration{"" if n == 1 else "s"} tried')
-    return tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '; the deflated Sharpe ratio takes this count into account. The variants of our own rules are in it; the other settings of the trading rules are fixed in advance and not searched.' if money else '.', before)
+    return tag('p', tried, ', all in the ledger. The best of many tries looks good by luck', '. The variants of our own rules are in it; the other settings of the trading rules are fixed in advance and not searched.' if money else '.', before, f' The deflated Sharpe ratio is held against the best of all {n + sum(built.values()):,}.' if money else '')
 
 # %% ../nbs/60_report.ipynb #a6d273de
 def _if(d, part, key, v, what='net_bp_per_trade'): return next((at(o, what) for o in at(d, part) or [] if at(o, key) == v), None) # what a what-if found
@@ -311,12 +311,14 @@ def _lot(g):
 # %% ../nbs/60_report.ipynb #be9cf486
 def offers(
     record, # a `desk.Record`; None where no chain was recorded
+    provenance:str='', # of the quotes
     last:int=10, # days listed
 ) -> Markup:
     "The best offer of each recorded moment: by day, and by forecast over implied volatility."
     if record is None: return tag('p', 'Options: ', num(None), '. No chain was recorded in this folder; spy live records one.')
     f = _offered(record); done = f[np.isfinite(f['net'])].sort_values('ratio', kind='stable'); days = pd.Series([record.days[o.day] for o in record.moments]); n = days.nunique()
     word = tag('span', f' A what-if: {n} of the {MANY} recorded sessions that a claim needs, too few for a claim.', cls='warn') if n < MANY else ''
+    if not is_scored('option', provenance): word = tag('span', ' WHATIF: quotes that were recorded elsewhere and are served again, or came late. No gain here is scored or in any equity.', cls='warn') + word
     ends = f['how'].where(np.isfinite(f['net']) | ~f['how'].isin(('target', 'stopped', 'timed_out')), 'unsold').map(ENDED | dict(unsold='no quote to sell at')).value_counts()
     lead = tag('p', tag('b', f'{len(record.moments):,} moments on {n:,} session{"" if n == 1 else "s"}, {len(f):,} with an offer, {len(done):,} followed to the end.'), word, f' They ended: {", ".join(f"{k} {v:,}" for k, v in ends.items())}.' if len(ends) else '')
     head = ['followed', 'declared, %', 'gained, %', 'expected, USD', 'earned, USD']
@@ -351,7 +353,8 @@ def tickets(
     if not len(issued): return tag('p', tag('b', 'No ticket was issued.'), ' Silence is a pass; these are its reasons.') + reasons(counts)
     done = issued[issued['win'].notna()]
     came = f'{len(done):,} are closed; {done["win"].mean():.0%} ended with a gain, {done["declared_p"].mean():.0%} were declared' if len(done) else 'none is closed yet'
-    rows = [[_cell(k, v) for k, v in zip(LISTED, r)] for r in issued[list(LISTED)].tail(last).itertuples(index=False)]
+    shown = issued.assign(kind=[k if is_scored(k, p) else f'{k}, WHATIF' for k, p in zip(issued['kind'], issued['provenance'])])
+    rows = [[_cell(k, v) for k, v in zip(LISTED, r)] for r in shown[list(LISTED)].tail(last).itertuples(index=False)]
     text = fold('The last one in words', tag('p', sentence(Ticket(**{k: v for k, v in issued.iloc[-1].items() if k in Ticket.__dataclass_fields__}))))
     top = tag('p', tag('b', f'{len(issued):,} ticket{"" if len(issued) == 1 else "s"}'), f'; {came}. All are in tickets.csv.')
     return top + table(list(LISTED.values()), rows, f'the last {len(rows)}') + text + reasons(counts)

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from ..core import DataError, ET, git_revision, one_provenance, quiet, stopwatch
 from ..sessions import MINUTES, session
+from ..models.experiment import BUILT
 from ..bars import Grid, OHLCV
 from .costs import Costs
 from .swing import SESSIONS
@@ -107,6 +108,7 @@ class Backtest:
     costs: Costs
     provenance: str
     n_trials: int = 1
+    n_built: int = 0
     configurations: dict = field(default_factory=dict)
     notes: tuple = ()
     seconds: float = 0.
@@ -216,6 +218,7 @@ def backtest(
     dividends=None, # ex-date -> USD a share
     equity_usd:float=100_000., # every rule's own, at the start
     n_trials:int=1, # from the ledger
+    n_built:int=sum(BUILT.values()), # configurations tried while the models were built
     configurations=None, # rule -> [days, tried] daily net returns; by default, the tries that the walk's shadow holds
     own=None, # rule of ours -> (Grid -> Plan, (Grid, [D] bool scored, Costs) -> [days, tried] daily net returns)
     progress=quiet,
@@ -237,7 +240,7 @@ def backtest(
         origin, scored = _origin(panel, issued, mute), [d for d, o in zip(g.days, on) if o]
         if configurations is None and hasattr(signals, 'shadow'): configurations = {'swing': t} if len((t := swing_tries(signals.shadow, scored)).T) > 1 else {}
         configurations = (configurations or {}) | {k: f(g, on, costs) for k, (_, f) in (own or {}).items()}
-    return Backtest(scored, results, ticket_frame(pairs), mute, costs, origin, n_trials, configurations, notes, w.seconds, doubted)
+    return Backtest(scored, results, ticket_frame(pairs), mute, costs, origin, n_trials, n_built, configurations, notes, w.seconds, doubted)
 
 # %% ../../nbs/trade/46_backtest.ipynb #90cee10d
 def _plain(o):
@@ -250,7 +253,7 @@ def _plain(o):
 def _score(bt, name):
     "The summary of one rule."
     own, r = name not in BENCHMARKS, bt.results[name]
-    out = summary(r, bt.n_trials if own else 1, bt.configurations.get(name))
+    out = summary(r, bt.n_trials + bt.n_built if own else 1, bt.configurations.get(name))
     if own and len(r.trades): out['over_noise_area'] = _plain(sharpe_gain(r.daily, bt.results['noise_area'].daily))
     return out | {'doubt': _plain(bt.doubts.get(name))}
 
@@ -270,7 +273,7 @@ def to_json(self:Backtest) -> dict:
     "The backtest part of the evaluation JSON."
     return dict(span=[self.days[0].isoformat(), self.days[-1].isoformat()], provenance=self.provenance, n_days=len(self.days), git=git_revision(),
         seconds=round(self.seconds, 3), costs=dict(plan=self.costs.plan, slippage_px=self.costs.slippage_px, bounds=self.costs.bounds(self.days)),
-        n_trials=self.n_trials, strategies={name: _score(self, name) for name in self.results}, best_rule=_plain(self.best_rule()), n_tickets=len(self.tickets),
+        n_trials=self.n_trials, n_built=self.n_built, strategies={name: _score(self, name) for name in self.results}, best_rule=_plain(self.best_rule()), n_tickets=len(self.tickets),
         silence=silence_counts(self.silences).to_dict('records'), notes=list(self.notes))
 
 # %% ../../nbs/trade/46_backtest.ipynb #c209e899
