@@ -265,11 +265,18 @@ def _execute(name, json_name, json_out, reports, source, data, features=None, **
     chosen(params['members']); _span(params.get('score_from'), params.get('score_to'))
     data, reports = (_folder(source, o, top, params['client_id']) for o, top in ((data, 'data'), (reports, 'reports')))
     if features: _adopt(Store(data), features) # the notebook finds them in the manifest
-    done = execute(name, dict(tws=source.tws, bars=list(source.bars), daily=source.daily, dividends=source.dividends, asof=source.asof, seed=source.seed, edge=source.edge, sessions=source.sessions,
-                              data=str(data), **params), reports)
+    try: done = execute(name, dict(tws=source.tws, bars=list(source.bars), daily=source.daily, dividends=source.dividends, asof=source.asof, seed=source.seed, edge=source.edge, sessions=source.sessions,
+                                   data=str(data), **params), reports)
+    finally: listed = _listed(reports)
     if json_out: write_json(json.loads((done.folder/json_name).read_text()), json_out)
     out = sys.stderr if json_out == '-' else sys.stdout
-    print(done.manifest['verdict'], *(_sentences(data) if name == 'run' else ()), f'report: {done.report}', sep='\n', file=out)
+    print(done.manifest['verdict'], *(_sentences(data) if name == 'run' else ()), f'report: {done.report}', *([f'all runs: {listed}'] if listed else []), sep='\n', file=out)
+
+def _listed(reports):
+    "The list of runs, written anew; a list that cannot be written takes nothing from the run."
+    from spyresearch.catalog import rebuild
+    try: return rebuild(reports)
+    except SpyError as e: say(f'the list of runs is not up to date: {e}', sys.stderr)
 
 def _span(first, last):
     "Refuse bounds that are no dates, or that leave nothing between them."

@@ -70,7 +70,7 @@ def test_run_leaves_json_report_and_words(tmp_path):
     assert done.returncode == 0, done.stderr
     body = json.loads(done.stdout)
     assert body['provenance'] == 'simulated:demo' and list(body['horizons']) == ['5', '15', '30', '60', 'rest_of_day', '1d', '2d', '3d', '5d']
-    assert 'report: ' in done.stderr and len(list((tmp_path/'reports').rglob('report.html'))) == 1
+    assert 'report: ' in done.stderr and len(list((tmp_path/'reports').rglob('report.html'))) == 1 and 'report.html' in (tmp_path/'reports'/'index.html').read_text()
     said = spy('tickets', '--data', tmp_path/'data')
     assert said.returncode == 0 and 'SIMULATED, not to be traded' in said.stdout and said.stdout.splitlines()[1] in done.stderr
 
