@@ -47,8 +47,13 @@ KILLED, DOWN_S = .70, 40 # share of the span at which the program is killed; vir
 # %% ../../nbs/live/52_drill.ipynb #48848b22
 class Minder:
     "Runs `spy live` on a replay, kills it on time, starts it again."
-    def __init__(self, port:int, command:list, kill_at:datetime|None=None, down_s:float=DOWN_S, log=None): # kill_at: aware; log: a file for what the program prints
-        self.port, self.command, self.kill_at, self.log, self.lives, self.p, self.n, self.begun = port, command, kill_at, log, [], None, 0, False
+    def __init__(self,
+        port:int, command:list,
+        kill_at:datetime|None=None, down_s:float=DOWN_S, # aware; virtual seconds
+        log=None, # a file for what the program prints
+        deeds=(), # (aware time, callable): what else he does, in order of time
+    ):
+        self.port, self.command, self.kill_at, self.log, self.deeds, self.lives, self.p, self.n, self.begun = port, command, kill_at, log, list(deeds), [], None, 0, False
         self.back_at = kill_at + timedelta(seconds=down_s) if kill_at else None
 
     def launch(self):
@@ -107,10 +112,12 @@ async def tick(self:Minder, at:datetime, w, ask):
     self.n += 1
     if self.kill_at and at >= self.kill_at: self.p.kill(); self.p.wait(); self.kill_at = None
     self.begun = self.begun or await self.there(ask)
-    next_ = (self.kill_at or self.back_at) if self.begun else None   # until the program is there, time stands
     if self.back_at and self.kill_at is None and at >= self.back_at:
-        self.back_at = next_ = None; self.launch()
+        self.back_at = None; self.launch()
         while not await self.there(ask) and self.p.poll() is None: await RealClock().asleep(.02)
+    while self.deeds and at >= self.deeds[0][0]: self.deeds.pop(0)[1]()
+    due = [o for o in (self.kill_at or self.back_at, *(t for t, _ in self.deeds[:1])) if o]
+    next_ = min(due, default=None) if self.begun else None   # until the program is there, time stands
     w.write(json.dumps(dict(ack=at.timestamp(), sent={}, next=next_ and next_.timestamp())).encode() + b'\n')
 
 # %% ../../nbs/live/52_drill.ipynb #95bc6fea
