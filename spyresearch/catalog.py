@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME', 'KINDS', 'USED', 'SHOWN', 'WIDE', 'HIGH', 'CSS', 'WORDS', 'FIRST', 'Entry', 'fault', 'read', 'top_of',
-           'entries', 'glance', 'picture', 'line', 'catalog', 'rebuild']
+           'entries', 'ends_of', 'glance', 'picture', 'line', 'catalog', 'rebuild']
 
 # %% ../nbs/66_catalog.ipynb #bd4307b9
 import json, os, re
@@ -19,7 +19,7 @@ from .atlas import sheet
 from .bar import BENCHMARKS, HORIZONS, MINUTE_HORIZONS, at
 from .core import ET, FolderError, atomic_write, is_tradable, stamp
 from .page import Markup, esc, tag, together
-from .skill import ends
+from .figures import interval
 
 # %% ../nbs/66_catalog.ipynb #9c5f17b0
 NAME = re.compile(r'(\d{4}-\d\d-\d\d)-[0-9a-f]{6}(\.running|\.failed)?')
@@ -35,6 +35,7 @@ class Entry:
     why: str = ''
     started = property(lambda self: datetime.fromisoformat(self.manifest['started']).astimezone(ET) if self.manifest else None)
     provenance = property(lambda self: self.manifest.get('provenance') or '')
+    def result(self, name) -> dict: "A JSON result that the run left; empty where there is none that can be read."; body = _loaded(self.folder/name)[0]; return body if isinstance(body, dict) else {}
     key = property(lambda self: (self.day, self.started.timestamp() if self.manifest else 0., self.folder.name)) # orders them in time
 
 # %% ../nbs/66_catalog.ipynb #a11139b7
@@ -92,8 +93,20 @@ def entries(
     top = Path(top); groups = [o for o in _below(top) if o.name != 'replay'] + [o for tape in _below(top/'replay') for o in _below(tape)]
     return sorted((read(o) for g in groups for o in _below(g) if _is_run(o)), key=lambda e: e.key, reverse=True)
 
+# %% ../nbs/66_catalog.ipynb #a72cb319
+def _number(v): return float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float('inf') else None
+
+def ends_of(
+    o, # one forecaster's object of one horizon
+    baseline:str='har',
+) -> tuple: # low, high in percent; None where they are not known
+    "The interval of a skill, or where a file has none the one that its t implies."
+    ci, s, t = at(o, 'skill_ci', baseline), _number(at(o, 'skill_pct', baseline)), _number(at(o, 'dm_t', baseline))
+    if isinstance(ci, list) and len(ci) == 2 and None not in map(_number, ci): return tuple(map(float, ci))
+    return interval(s, t) if s is not None and t else (None, None)
+
 # %% ../nbs/66_catalog.ipynb #8bca62fb
-def _forecast(ev): return 'skill against HAR, %', [(HORIZONS[h], at(o, 'skill_pct', 'har'), *ends(o, 'har')) for h, o in _parts(ev, 'horizons', (*MINUTE_HORIZONS, 'rest_of_day'))]
+def _forecast(ev): return 'skill against HAR, %', [(HORIZONS[h], at(o, 'skill_pct', 'har'), *ends_of(o, 'har')) for h, o in _parts(ev, 'horizons', (*MINUTE_HORIZONS, 'rest_of_day'))]
 def _money(bt): return 'Sharpe ratio', [(BENCHMARKS.get(k, k), at(o, 'sharpe'), at(o, 'sharpe_low'), at(o, 'sharpe_high')) for k, o in _parts(bt, 'strategies')]
 def _model(m): return '80 % band less 80, points', [(HORIZONS[h], None if (v := at(o, 'coverage', '80', 'marginal')) is None else v - 80, None, None) for h, o in _parts(m, 'metrics', HORIZONS)]
 SHOWN = {'evaluation.json': _forecast, 'backtest.json': _money, 'model.json': _model}
@@ -108,13 +121,10 @@ def glance(
     "The numbers that a run is known by; none if it left none."
     if isinstance(own := entry.manifest.get('glance'), dict): return str(own.get('what', '')), _numbers(own.get('points'))
     for name, of in SHOWN.items():
-        body, why = _loaded(entry.folder/name)
-        if entry.status == 'done' and not why and (points := _numbers((found := of(body))[1])): return found[0], points
+        if entry.status == 'done' and (body := entry.result(name)) and (points := _numbers((found := of(body))[1])): return found[0], points
     return '', []
 
 # %% ../nbs/66_catalog.ipynb #16fe58da
-def _number(v): return float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float('inf') else None
-
 def _numbers(points):
     "Points whose value is a number, an interval only where both ends are."
     rows = [(str(p[0]), *map(_number, p[1:4])) for p in points if isinstance(p, (list, tuple)) and len(p) == 4] if isinstance(points, (list, tuple)) else []

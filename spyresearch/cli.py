@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days', 'Asof', 'ClientId', 'Seed', 'Edge', 'Sessions',
            'Deepen', 'Plan', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features',
-           'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Why', 'Lang', 'Id', 'Px', 'At', 'Port', 'Host',
-           'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
-           'check_parity', 'run', 'train', 'evaluate', 'backtest', 'models', 'promote', 'rollback', 'tickets', 'took',
-           'closed', 'explain', 'certify', 'live', 'record', 'replay', 'lab', 'web', 'docs', 'drill', 'test', 'bench',
-           'main']
+           'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Run', 'Why', 'Lang', 'Id', 'Px', 'At', 'Port',
+           'Host', 'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
+           'check_parity', 'run', 'train', 'evaluate', 'backtest', 'compare', 'models', 'promote', 'rollback',
+           'tickets', 'took', 'closed', 'explain', 'certify', 'live', 'record', 'replay', 'lab', 'web', 'docs', 'drill',
+           'test', 'bench', 'main']
 
 # %% ../nbs/70_cli.ipynb #46ea9e6f
 try:
@@ -328,6 +328,20 @@ def backtest(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Dail
     "The rules against the noise area, buy and hold, always long and flat."
     _execute('backtest', 'backtest.json', json_out, reports, _source(ctx), data, features, days=str(_n_days(days)), client_id=client_id, members=members,
              score_from=score_from, score_to=score_to, plan=plan)
+
+# %% ../nbs/70_cli.ipynb #60bcf023
+Run = Annotated[str, typer.Argument(help='A run: its folder, its name, or the six digits that end it, as in reports/index.html.')]
+
+@app.command()
+def compare(a: Run, b: Run, reports: _opt(Path, '--reports', 'The folder of reports.', envvar='SPY_REPORTS') = Path('reports'), out: _opt(Optional[Path], '--out', 'The page; by default compare/ in the folder of reports.') = None,
+            across: _opt(bool, '--across', 'Even if their data are of different provenance; the page is stamped NOT COMPARABLE.') = False, json_out: Json = None):
+    "Two runs side by side: what changed, and every number with its interval."
+    from spyresearch.catalog import top_of
+    from spyresearch.compare import comparable, find_run, summary, table_of, write_comparison
+    top = top_of(reports); x, y = find_run(a, top), find_run(b, top); comparable(x, y, across)
+    page = write_comparison(x, y, out or top/'compare'/f'{x.folder.name}--{y.folder.name}.html')
+    write_json(table_of(x, y), json_out)
+    print(*summary(x, y), f'page: {page}', sep='\n', file=sys.stderr if json_out == '-' else sys.stdout)
 
 # %% ../nbs/70_cli.ipynb #efa2c741
 _models = typer.Typer(invoke_without_command=True)
