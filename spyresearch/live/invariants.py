@@ -6,13 +6,14 @@
 __all__ = ['HEARD', 'WITNESS', 'SOON', 'Incident', 'ORDERS', 'MEMORY_MB', 'RULES', 'Week', 'read_week', 'by_minute',
            'check_seconds', 'check_volumes', 'minute_of', 'served', 'check_minutes', 'check_forecasts', 'reasons_of',
            'check_models', 'name_of', 'happened', 'incidents', 'check_faults', 'check_sealed', 'check_days',
-           'check_journals', 'check_certified', 'grown', 'check_processes', 'inspect']
+           'check_journals', 'certificates', 'check_certified', 'grown', 'check_processes', 'inspect']
 
 # %% ../../nbs/live/55_invariants.ipynb #154c1a27
 import json
 from collections import namedtuple
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -173,12 +174,19 @@ def check_journals(w:Week) -> list:
         if p.read_bytes()[-1:] != b'\n': bad.append(f'{p.name} ends inside a line')
     return [Check('the journals can be read whole', not bad, '; '.join(bad[:5]) or f'{n:,} records')]
 
+@cache
+def certificates(w:Week) -> dict: # day -> Certificate, or the SpyError that there was instead
+    "Live beside history, each day."
+    def of(d):
+        try: return certify(w.store, d)
+        except SpyError as e: return e
+    return {d: of(d) for d in w.plan.there}
+
 def check_certified(w:Week) -> list:
     "Live equals history, each day."
     out, n = [], [0, 0]
-    for d in w.plan.there:
-        try: c = certify(w.store, d)
-        except SpyError as e: out.append(f'{d}: {e.what}'); continue
+    for d, c in certificates(w).items():
+        if isinstance(c, SpyError): out.append(f'{d}: {c.what}: {c.why}'); continue
         n[0] += c.n_forecasts; n[1] += c.n_words
         if not c.ok: out.append(f'{d}: {len(c.diffs)} differences, {c.diffs[0] if c.diffs else str(c.parity)[:200]}')
     return [Check('live equals history', not out and n[0] > 0, '; '.join(out) or f'{len(w.plan.there)} sessions, {n[0]:,} forecasts and {n[1]} words, 0 differences')]
