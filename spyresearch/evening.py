@@ -152,7 +152,7 @@ def fans_of(
     "The day's forecasts of the next hour, far enough apart."
     out, q, next_ = [], curves([e.rows[i] for i in e.today], 'q')[:, :len(AHEAD)], 0
     for i, x in zip(e.today, q):
-        if (m := int(e.minute[i])) < max(next_, FIRST) or not (ok := np.isfinite(x).all(1)).any(): continue
+        if (m := int(e.minute[i])) < max(next_, FIRST) or not (ok := np.isfinite(x).all(1) & (m + np.array(HOUR) < session(e.day).n_minutes)).any(): continue
         out.append(figures.Fan(m, float(e.rows[i]['px']), tuple(np.array(HOUR)[ok]), tuple(QUANTILES.round(4)), x[ok])); next_ = m + EVERY_FAN
     return out
 
@@ -210,7 +210,7 @@ def chart(
 ) -> Markup:
     "The day's picture."
     bars = bars_of(e.store, e.day); bars = bars.drop([*bad_bars(bars)]); fans = fans_of(e); ends = ends_of(fans, e.panel.close[-1]); hit = sum(o[2] for o in ends)
-    note = f'One-minute candles; shaded: 80 % bands of the next hour, forecast at the dots. {hit} of {len(ends)} came out inside (ring), {len(ends) - hit} outside (cross).' if fans else 'One-minute candles. No forecast of the next hour is on record.'
+    note = 'One-minute candles; shaded: 80 % bands of the next hour, forecast at the dots. ' + (f'{hit} of {len(ends)} came out inside (ring), {len(ends) - hit} outside (cross).' if ends else 'None has come to its end.') if fans else 'One-minute candles. No forecast of the next hour is on record.'
     return card(f'SPY, {e.day:%A %d %B %Y}', Markup(picture(bars, fans, ends, _trades(e), f'minutes of {e.day} with {len(fans)} forecasts')), note=note)
 
 # %% ../nbs/67_evening.ipynb #68201866
@@ -258,7 +258,7 @@ def sentences(
     "What was forecast, what came, what was said, what went wrong: a sentence or two each."
     w, k, at = WORDS[lang], n['horizons'][h], lambda t: t[11:16]
     one = w['said'].format(**n | dict(first=at(n['first']), last=at(n['last']), model=n['model'].rpartition('-')[0] or n['model'])) + (w['band'].format(h=h, cover=k['cover80'], n=k['n']) if k['n'] else '') if n['forecasts'] else w['mute']
-    two = w['came'].format(word=w['word']['over' if n['whole'] else 'open'], **n) + (w['change'].format(**n) if n['change_pct'] is not None else '') + w['stop']
+    two = w['came'].format(word=w['word']['over' if n['whole'] else 'open'], **n) + (w['change'].format(**n).replace('-', '−') if n['change_pct'] is not None else '') + w['stop']
     why = words_of(lang)['comma'].join(w['reason'].format(r=words_of(lang)['reasons'][r], n=v) for r, v in n['silences'].items())
     three = w['some'].format(**n) if n['tickets'] else w['none'].format(reasons=why, **n) if n['silences'] else w['silent']
     odd = troubles(n, lang)
