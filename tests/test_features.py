@@ -84,11 +84,13 @@ def test_a_restart_in_mid_session_goes_on(spy):
     for o in rows[cut:]: np.testing.assert_equal(whole.push(o), restarted.push(o))
 
 
-def test_a_missing_minute_is_empty_and_the_next_return_spans_it(spy):
-    x, c = compute(between(spy, '2026-07-10', '2026-07-14')), spy['close']
-    assert '2026-07-13T15:27' not in [o[:16] for o in x.index.map(pd.Timestamp.isoformat)]
-    assert x['r1'][pd.Timestamp('2026-07-13 15:28', tz=x.index.tz)] == pytest.approx(
-        np.log(c[pd.Timestamp('2026-07-13 15:28', tz=x.index.tz)]/c[pd.Timestamp('2026-07-13 15:26', tz=x.index.tz)]), rel=1e-12)
+def test_a_missing_minute_empties_windows_of_which_it_is_more_than_a_tenth(spy):
+    x, c = compute(between(spy, '2026-07-10', '2026-07-14')).loc['2026-07-13'], spy.loc['2026-07-13', 'close']
+    at = lambda o: pd.Timestamp(f'2026-07-13 {o}', tz=x.index.tz)
+    assert at('15:27') not in x.index
+    empty = x.loc[at('15:20'):].isna()
+    assert [empty[o].sum() for o in ('r1', 'r5', 'logrv_5', 'r15', 'logrv_15')] == [1, 5, 5, 0, 0] and empty.loc[at('15:28'):at('15:32'), 'r5'].all()
+    assert x.loc[at('15:35'), 'r15'] == pytest.approx(np.log(c[at('15:35')]/c[at('15:20')]), rel=1e-12)
 
 
 def test_multi_day_features_are_empty_after_an_absent_session(spy, days, day_of):

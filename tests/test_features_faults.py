@@ -144,9 +144,31 @@ def test_a_halt_is_a_hole_and_not_a_calm(autumn):
     x, y = compute(halted).loc[day], compute(autumn).loc[day]
     assert len(x) == len(whole) - 60
     same(x[x.index.hour < 13], y[y.index.hour < 13])
-    end = x.index[-1]
-    assert x.loc[end, 'r_day'] == y.loc[end, 'r_day'] and abs(x.loc[end, 'relvol_day'] - y.loc[end, 'relvol_day']) < .1
+    assert x['r_day'].iloc[-1] == y['r_day'].iloc[-1] and x.loc[x.index.hour > 13, ['relvol_day', 'logrv_today', 'vwap_dist']].isna().all(None) # an hour is more than a tenth of the day
+    assert [int(x.loc[x.index.hour > 13, f'logrv_{h}'].isna().sum()) for h in (5, 15, 60)] == [5, 15, 60] == [int(x.loc[x.index.hour > 13, o].isna().sum()) for o in ('r5', 'r15', 'r60')]
     np.testing.assert_array_equal(stream_frame(halted).loc[day], x)
+    few, tomorrow = compute(autumn[~(at & (autumn.index.minute < 35))]), '2025-11-19' # 35 minutes are less than a tenth
+    assert abs(few.loc[day, 'relvol_day'].iloc[-1] - y['relvol_day'].iloc[-1]) < .1 and few.loc[tomorrow, ['logrv_d22', 'pday_pos', 'high_20']].notna().all(None)
+    assert compute(halted).loc[tomorrow, ['logrv_d1', 'logrv_d22', 'pday_pos', 'high_20']].isna().all(None) and compute(halted).loc[tomorrow, ['r_day', 'r_d5']].notna().all(None)
+
+
+def test_holes_anywhere_leave_empty_or_exact_in_both_forms(autumn):
+    rng, day = np.random.default_rng(0), '2025-11-18'
+    bars = autumn['2025-10-20':'2025-11-20']
+    gone = np.zeros(len(bars), bool)
+    for start, n in zip(rng.integers(0, len(bars), 60), rng.integers(1, 12, 60)): gone[start:start + n] = True
+    x, whole = compute(bars[~gone]), compute(bars)
+    np.testing.assert_array_equal(x, stream_frame(bars[~gone]))
+    c, minute = bars['close'].where(~gone), np.array([(t.hour - 9)*60 + t.minute - 30 for t in bars.index])
+    for h in (5, 15, 60): # a return over h minutes: nine tenths of them known, and of what the returns span no more than a tenth before the window
+        known = pd.Series(~gone, bars.index).groupby(bars.index.date)
+        n, back = known.transform(lambda s, h=h: s.rolling(h).sum()), c.groupby(bars.index.date).transform(lambda s, h=h: s.ffill().shift(h))
+        seen = known.transform(lambda s: np.where(s, np.arange(len(s)), np.nan)).groupby(bars.index.date).transform(lambda s, h=h: s.ffill().shift(h))
+        spill = ((minute - h) - seen).fillna(0) # minutes that the first return reaches back beyond the window; the day's first bar begins at its own open
+        ok = (n >= .9*h) & (minute >= h) & ~gone & (spill <= .1*h); ours = x[f'r{h}'].reindex(bars.index)
+        assert (ours.notna() == ok)[minute >= h].all(), h
+        ok &= back.notna(); np.testing.assert_allclose(ours[ok], np.log(c/back)[ok], rtol=0, atol=1e-12)
+    for o in ('logrv_15', 'logrv_60', 'logrv_today'): assert (x[o] - whole[o].reindex(x.index)).abs().quantile(.9) < .1 and x[o].isna().mean() < .3, o
 
 
 def test_a_late_open_and_a_day_of_few_bars_break_nothing(autumn):
@@ -156,7 +178,7 @@ def test_a_late_open_and_a_day_of_few_bars_break_nothing(autumn):
     a, b = compute(bars), stream_frame(bars)
     np.testing.assert_array_equal(a, b)
     known = a.loc['2025-11-18'].notna().any()
-    assert set(known.index[~known]) - {f.name for f in REGISTRY if f.group in ('G7', 'G8', 'G9')} == {*VOLUME, 'open_range', 'to_fomc', 'since_830', 'since_1000'}  # they need the first half hour, quotes, or a release that day
+    assert set(known.index[~known]) - {f.name for f in REGISTRY if f.group in ('G7', 'G8', 'G9')} == {*VOLUME, 'open_range', 'logrv_today', 'logrv_surprise', 'vwap_dist', 'to_fomc', 'since_830', 'since_1000'}  # they need the day so far, quotes, or a release that day
 
 
 def test_zero_volume_is_empty_and_leaves_prices_alone(autumn):

@@ -270,6 +270,14 @@ def test_daily_without_dividends_leaves_them_empty(store):
     r = made.good(made.fetch(tape, store, days=3))
     assert store.daily_bars()['dividend'].isna().all() and 'dividends' in r.lacking
 
+def test_daily_bars_corrected_at_the_source_are_read_with_again(store):
+    good = made.daily(DAYS); bad = good.copy(); bad.iloc[-5, :4] *= 1.05
+    def tape(daily): return Tape('years', 'simulated', {('TRADES', '1 min'): made.bars(DAYS), ('TRADES', '1 day'): daily})
+    for df, more, has in ((bad, {}, bad), (good, {}, bad), (good, dict(again=True), good)):
+        r = made.good(made.fetch(tape(df), store, days=3, **more))
+        np.testing.assert_array_equal(store.daily_bars()[OHLCV], has[OHLCV])
+    assert f'daily bars: 1 changed at the source ({DAYS[-5]})' in str(r) and r.daily_rows == len(DAYS)
+
 def test_dividends_that_could_not_be_had_come_with_a_later_run(store):
     from spyresearch.tws.tape import with_adjusted
     days = sessions(date(2024, 1, 2), TODAY); paid = pd.Series({days[100]: 1.5, DAYS[-2]: 1.91})

@@ -14,18 +14,18 @@ import numpy as np
 from . import cross  # noqa: F401 - its columns come first, and the inputs before them
 from .location import FIRST
 from .registry import REGISTRY, feature, rolling
-from .standard import MEASURED, NOISE
+from .standard import MEASURED, NOISE, spanning
 from ..sessions import MINUTES
 
 # %% ../../nbs/features/26_candidates.ipynb #70c8ca13
 _roll, _off = partial(rolling, kept=False), partial(feature, kept=False)
 _base = partial(_off, group='base')
 
-for h in (10, 30): rolling(f'r{h}', 'ret', h, kept=h == 30, group='G1', formula=f'sum of r over {h} min', unit='log return')
-_roll('path_30', 'abs_ret', 30, group='base', formula='sum of |r| over 30 min')
+for h in (10, 30): spanning(f'r{h}', 'ret', h, kept=h == 30, group='G1', formula=f'sum of r over {h} min', unit='log return')
+_roll('path_30', 'abs_ret', 30, spans='span', group='base', formula='sum of |r| over 30 min')
 _off('eff_30', lambda g: g.r30/g.path_30, group='G4', formula='sum of r/sum of |r| over 30 min, signed', window=30, warmup=30, inputs=('r30', 'path_30'),
      source='Kaufman, efficiency ratio')
-_roll('semi_30', 'signed', 30, group='base', formula='sum of r |r| over 30 min')
+_roll('semi_30', 'signed', 30, spans='span', group='base', formula='sum of r |r| over 30 min')
 _off('rs_asym_30', lambda g: g.semi_30/g.square_30, group='G2', formula='(RS+ - RS-)/(RS+ + RS-) over 30 min', window=30, warmup=30, inputs=('semi_30', 'square_30'),
      source='Barndorff-Nielsen, Kinnebrock and Shephard 2010')
 _off('open_move', lambda g: np.log(g.close/g.day_open), group='G1', formula='ln C_m/O', unit='log return', inputs=('close', 'day_open'))
@@ -45,16 +45,15 @@ def _so_far(name, pick, of, words):
     def step(b, s): s.px = pick(s.px, b[of]); return s.px
     _base(name, lambda g: pick.accumulate(g[of], 1), step=step, state=dict(px=np.nan), formula=words, unit='USD', inputs=(of,))
 
-def _place(name, high, low, words, **kw):
-    "Declare the place of the close between two prices."
-    start = kw.get('warmup', 1) - 1
-    _off(name, lambda g: np.where(g.minute >= start, (g.close - g[low])/(g[high] - g[low]), np.nan), group='G3', formula=f'(C_m - L)/(H - L) of {words}', inputs=('close', high, low), **kw)
+def _place(name, high, low, known, words, **kw):
+    "Declare the place of the close between two prices, empty where `known` is."
+    _off(name, lambda g: (g.close - g[low])/(g[high] - g[low]) + g[known], group='G3', formula=f'(C_m - L)/(H - L) of {words}', inputs=('close', high, low, known), **kw)
 
 _so_far('day_high', np.fmax, 'high', 'highest high since the open'); _so_far('day_low', np.fmin, 'low', 'lowest low since the open')
-_place('hl_pos', 'day_high', 'day_low', "today's range so far")
+_place('hl_pos', 'day_high', 'day_low', 'known_today', "today's range so far")
 for o in ('high', 'low'): _base(f'first_{o}', lambda g, o=o: np.where(g.minute < FIRST, g[o], np.nan), formula=f'{o} of a bar of the first {FIRST} min', unit='USD', inputs=(o,))
 _so_far('or_high', np.fmax, 'first_high', 'highest high of the first 30 min so far'); _so_far('or_low', np.fmin, 'first_low', 'lowest low of the first 30 min so far')
-_place('or_pos', 'or_high', 'or_low', f'the range of the first {FIRST} min', warmup=FIRST)
+_place('or_pos', 'or_high', 'or_low', 'known_first', f'the range of the first {FIRST} min', warmup=FIRST)
 
 # %% ../../nbs/features/26_candidates.ipynb #9e74d10b
 N = 14 # minutes, of all indicators that have one window
@@ -79,7 +78,8 @@ class Extreme:
 for _name, _pick in dict(high=np.fmax, low=np.fmin).items():
     _base(f'{_name}_{N}', lambda g, o=_name, pick=_pick: sliding(pick, g[o], N), step=lambda b, s, o=_name: s(b[o]), state=partial(Extreme, _pick, N),
           formula=f'extreme {_name} of {N} min', unit='USD', window=N, warmup=N, inputs=(_name,))
-_place(f'stoch_{N}', f'high_{N}', f'low_{N}', f'the range of {N} min', window=N, warmup=N, source='Lane 1984')
+_roll(f'known_{N}', 'bar', N, group='base', formula=f'0 where 90 % of {N} min are known')
+_place(f'stoch_{N}', f'high_{N}', f'low_{N}', f'known_{N}', f'the range of {N} min', window=N, warmup=N, source='Lane 1984')
 
 # %% ../../nbs/features/26_candidates.ipynb #13f7b51c
 N_BAND = 20 # minutes
@@ -87,8 +87,9 @@ N_BAND = 20 # minutes
 _base('from_open', lambda g: np.nan_to_num(g.last - g.day_open), formula='C_m - O, or of the last close before m', unit='USD', inputs=('last', 'day_open'))
 _base('from_open2', lambda g: _square(g.from_open), formula='(C_m - O)^2', unit='USD^2', inputs=('from_open',))
 _roll('sum_20', 'from_open', N_BAND, group='base', formula='sum of C - O over 20 min', unit='USD'); _roll('square_20', 'from_open2', N_BAND, group='base', formula='sum of (C - O)^2 over 20 min', unit='USD^2')
-_off('boll_20', lambda g: (g.from_open - g.sum_20/N_BAND)/np.sqrt(g.square_20/N_BAND - _square(g.sum_20/N_BAND)), group='G4',
-     formula='(C_m - mean)/(standard deviation) of the closes of 20 min', window=N_BAND, warmup=N_BAND, inputs=('from_open', 'sum_20', 'square_20'), source='Bollinger 2001')
+_roll('known_20', 'bar', N_BAND, group='base', formula='0 where 90 % of 20 min are known')
+_off('boll_20', lambda g: (g.from_open - g.sum_20/N_BAND)/np.sqrt(g.square_20/N_BAND - _square(g.sum_20/N_BAND)) + g.known_20, group='G4',
+     formula='(C_m - mean)/(standard deviation) of the closes of 20 min', window=N_BAND, warmup=N_BAND, inputs=('from_open', 'sum_20', 'square_20', 'known_20'), source='Bollinger 2001')
 
 # %% ../../nbs/features/26_candidates.ipynb #69610cfb
 class Smooth:

@@ -16,8 +16,8 @@ import pandas as pd
 
 from ..bars import minute_of_day
 from . import location  # noqa: F401 - its columns come first
-from .registry import Feature, Registry, feature, told
-from .second import FLOW, SHARE, SIDES, FlowStream, fading, flow_parity, flow_seconds, mean, pick, summed, window
+from .registry import KNOWN, Feature, Registry, feature, pick, told
+from .second import FLOW, SIDES, FlowStream, fading, flow_parity, flow_seconds, mean, summed, window
 from ..sessions import MINUTES
 from ..tws.seconds import STALE
 
@@ -172,7 +172,7 @@ def depth_norm(
     past = past[past.index.date >= days[0]]
     table = np.full((NORM_DAYS, MINUTES), np.nan)
     table[np.searchsorted(days, past.index.date), minute_of_day(past.index)] = past
-    known = (~np.isnan(table)).sum(0) >= SHARE*NORM_DAYS
+    known = (~np.isnan(table)).sum(0) >= KNOWN*NORM_DAYS
     return pick(known, np.nanmedian(np.where(known, table, 0), axis=0))
 
 # %% ../../nbs/features/23_flow.ipynb #56605dac

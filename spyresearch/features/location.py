@@ -14,7 +14,7 @@ import numpy as np
 
 from ..bars import carry
 from .registry import feature, rolling
-from .standard import MEASURED, MONTH, NOISE, NOTHING, past, same_minute, since_open
+from .standard import MEASURED, MONTH, NOISE, NOTHING, past, same_minute, since_open, spanning
 from ..sessions import MINUTES
 
 # %% ../../nbs/features/22_location.ipynb #217ea4b0
@@ -49,13 +49,13 @@ def band_crossings(b, s):
 
 # %% ../../nbs/features/22_location.ipynb #d127a45e
 @feature('vwap', kept=False, group='base', formula='sum of volume (H + L + C)/3 over sum of volume, since the open', unit='USD',
-         inputs=('high', 'low', 'close', 'volume'), state=dict(pv=0., v=0.))
-def vwap(g): return np.nan_to_num(g.volume*((g.high + g.low + g.close)/3)).cumsum(1)/np.nan_to_num(g.volume).cumsum(1)
+         inputs=('high', 'low', 'close', 'volume', 'known_today'), state=dict(pv=0., v=0.))
+def vwap(g): return np.nan_to_num(g.volume*((g.high + g.low + g.close)/3)).cumsum(1)/np.nan_to_num(g.volume).cumsum(1) + g.known_today
 
 @vwap.by_minute
 def vwap(b, s):
     if b.close == b.close: s.pv, s.v = s.pv + b.volume*((b.high + b.low + b.close)/3), s.v + b.volume
-    return np.float64(s.pv)/s.v
+    return np.float64(s.pv)/s.v + b.known_today
 
 feature('vwap_dist', lambda g: np.log(g.close/g.vwap)/np.sqrt(g.rv_today), group='G3', formula='ln(C_m/VWAP_m)/sqrt(sum of r^2 since the open)',
         inputs=('close', 'vwap', 'rv_today'))
@@ -63,17 +63,17 @@ feature('pday_pos', lambda g: (g.close - g.prior[2])/(g.prior[1] - g.prior[2]), 
         scope='continuous', sessions=1, inputs=('close', 'prior'))
 
 # %% ../../nbs/features/22_location.ipynb #a82cf8ac
-@feature('top', kept=False, group='base', formula='ln of the highest close so far over the last close', inputs=('last',), state=dict(px=np.nan))
-def top(g): return np.log(np.fmax.accumulate(g.last, 1)/g.last)
+@feature('top', kept=False, group='base', formula='ln of the highest close so far over the last close', inputs=('last', 'known_today'), state=dict(px=np.nan))
+def top(g): return np.log(np.fmax.accumulate(g.last, 1)/g.last) + g.known_today
 
 @top.by_minute
-def top(b, s): s.px = np.fmax(s.px, b.last); return np.log(s.px/b.last)
+def top(b, s): s.px = np.fmax(s.px, b.last); return np.log(s.px/b.last) + b.known_today
 
-@feature('foot', kept=False, group='base', formula='ln of the lowest close so far over the last close', inputs=('last',), state=dict(px=np.nan))
-def foot(g): return np.log(np.fmin.accumulate(g.last, 1)/g.last)
+@feature('foot', kept=False, group='base', formula='ln of the lowest close so far over the last close', inputs=('last', 'known_today'), state=dict(px=np.nan))
+def foot(g): return np.log(np.fmin.accumulate(g.last, 1)/g.last) + g.known_today
 
 @foot.by_minute
-def foot(b, s): s.px = np.fmin(s.px, b.last); return np.log(s.px/b.last)
+def foot(b, s): s.px = np.fmin(s.px, b.last); return np.log(s.px/b.last) + b.known_today
 
 # %% ../../nbs/features/22_location.ipynb #1d8df86a
 DAYS = 20 # sessions of the longer extremes
@@ -105,16 +105,20 @@ _distance('low_20', np.minimum, 'past_foot', f'lowest minute close of {DAYS} ses
 # %% ../../nbs/features/22_location.ipynb #fbd2bc83
 FIRST = 30 # minutes
 
+feature('known_first', lambda g: np.where(g.minute >= FIRST - 1, g.known_today[:, FIRST-1:FIRST], np.nan), kept=False, group='base', warmup=FIRST, inputs=('known_today',),
+        formula='0 from minute 29 on where 90 % of the first 30 min are known', state=dict(known=np.nan),
+        step=lambda b, s: setattr(s, 'known', b.known_today if b.minute == FIRST - 1 else s.known) or s.known)
+
 @feature('open_width', kept=False, group='base', formula='ln of the highest over the lowest of the open and the closes of the first 30 min', warmup=FIRST,
-         inputs=('last', 'day_open', 'seen'), state=dict(high=np.nan, low=np.nan))
+         inputs=('last', 'day_open', 'seen', 'known_first'), state=dict(high=np.nan, low=np.nan))
 def open_width(g):
     px = np.c_[g.day_open[:, FIRST-1:FIRST], g.last[:, :FIRST]]
-    return np.where(g.minute >= FIRST - 1, np.log(np.fmax.reduce(px, 1)/np.fmin.reduce(px, 1))[:, None], np.nan)
+    return np.where(g.minute >= FIRST - 1, np.log(np.fmax.reduce(px, 1)/np.fmin.reduce(px, 1))[:, None] + g.known_first, np.nan)
 
 @open_width.by_minute
 def open_width(b, s):
     if b.minute < FIRST and b.seen: s.high, s.low = (pick(pick(o, b.last), b.day_open) for pick, o in ((np.fmax, s.high), (np.fmin, s.low)))
-    return np.log(s.high/s.low) if b.minute >= FIRST - 1 else np.nan
+    return np.log(s.high/s.low) + b.known_first if b.minute >= FIRST - 1 else np.nan
 
 past('past_width', 'open_width', NORM, 'width of the first 30 min')
 feature('open_range', lambda g: np.log(g.open_width/(sum(g.past_width)/NORM)), group='G3', formula='ln of the width of the first 30 min over its mean of 14 sessions',
@@ -132,7 +136,7 @@ feature('activity', lambda g: np.log(g.volume_today) - POWER*np.log(g.rv_today),
 class Level:
     "Whether volume has held its scale over the norm's sessions and this morning: 0 if so, else NaN."
     def __init__(self): self.past, self.held, self.source, self.ok, self.now = deque(maxlen=LEVEL), deque(maxlen=NORM - 1), np.nan, np.nan, (np.nan,)*2
-    def near(self, i, x, most): return bool(abs(x - np.median([o[i] for o in self.past])) <= most)
+    def near(self, i, x, most): return bool(abs(x - np.median([v for o in self.past if (v := o[i]) == v] or [np.nan])) <= most)
     def open(self, linked):
         if not linked: self.past.clear(); self.held.clear()
         self.ok = np.nan
@@ -145,9 +149,9 @@ class Level:
     def close(self, x, source, n):
         "After the last minute, with the whole session's activity."
         new, self.source = self.changed(source), source if source == source else self.source
-        if n < MINUTES: return
+        if n < MINUTES or x != x and not new: return
         if len(self.past) == LEVEL: self.held.append(not new and self.near(1, x, SCALE))
-        self.past.append((self.now[0], x))
+        if x == x: self.past.append((self.now[0], x))
 
 # %% ../../nbs/features/22_location.ipynb #f3d9587d
 feature('source_now', lambda g: carry(np.broadcast_to(g.source, g.seen.shape)), kept=False, group='base', formula='the source of the latest bar that names one, as a number',
@@ -187,7 +191,7 @@ _ratio('relvol_15', lambda g: np.log(g.volume_15/g.usual_15) + g.volume_level, f
 # %% ../../nbs/features/22_location.ipynb #168b22cf
 feature('illiq', lambda g: g.abs_ret/(g.close*np.where(g.volume > 0, g.volume, np.nan)), kept=False, group='base', formula='|r_m|/(C_m V_m), empty without volume', unit='1/USD',
         inputs=('abs_ret', 'close', 'volume'))
-rolling('illiq_30', 'illiq', 30, kept=False, group='base', formula='sum of |r|/(C V) over 30 min', unit='1/USD')
+spanning('illiq_30', 'illiq', 30, kept=False, group='base', formula='sum of |r|/(C V) over 30 min', unit='1/USD')
 same_minute('norm_illiq', 'illiq_30', NORM, 'sum of |r|/(C V) over 30 min', '1/USD')
 _ratio('amihud_30', lambda g: np.log(g.illiq_30/g.norm_illiq) + g.volume_level, formula='ln of the sum of |r|/(C V) over 30 min over its same-minute mean of 14 full sessions',
        inputs=('illiq_30', 'norm_illiq', 'volume_level'), source='Amihud 2002', why=NOISE)

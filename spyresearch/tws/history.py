@@ -94,7 +94,7 @@ def __str__(self:HistoryReport):
     out = [f"history ({self.provenance}): {n(len(self.days), 'session')} wanted, {len(self.kept)} kept, {len(self.fetched)} fetched in {n(self.requests, 'request')}, {self.seconds:.1f} s"]
     out += [f'set aside: {f}: {why}' for f, why in self.quarantined.items()]
     if self.absent: out.append(f"absent: {n(len(self.absent), 'session')} the source has no bar of ({self.absent[0]} to {self.absent[-1]})")
-    if self.known_gaps: out.append(f"known gaps: {n(sum(map(len, self.known_gaps.values())), 'minute')} in {n(len(self.known_gaps), 'day')}")
+    if self.known_gaps: out.append(f"known gaps: {n(sum(map(len, self.known_gaps.values())), 'minute')} in {n(len(self.known_gaps), 'day')} ({', '.join(f'{d}: {len(o)}' for d, o in [*self.known_gaps.items()][-3:])}{'; and others before' if len(self.known_gaps) > 3 else ''})")
     if self.unfinished: out.append(f'unfinished: {self.unfinished[-1]}, refreshed by the next run')
     out += [f"completed: {n(len(days), 'day')} with {what}" for what, days in self.filled.items()]
     if self.deepened: out.append(f"5-minute bars: {n(len(self.deepened), 'older session')}")
@@ -361,12 +361,15 @@ async def daily(self:Walk):
     have, closed = self.store.daily_bars(), [d for d in last_sessions(2, self.asof) if self.over(d)]
     self.report.daily_rows = len(have)
     blank = len(have) > 1 and np.isnan(have['dividend'].iloc[-1]) and not await self.refused('dividends')
-    if not closed or (len(have) and have.index[-1].date() >= closed[-1] and not blank) or await self.refused('daily'): return
-    since = (have['dividend'].last_valid_index() if blank else have.index[-1]) if len(have) else None
+    if not closed or (len(have) and have.index[-1].date() >= closed[-1] and not blank and not self.again) or await self.refused('daily'): return
+    since = (have.index[0] if self.again else have['dividend'].last_valid_index() if blank else have.index[-1]) if len(have) else None
     n = len(sessions(since.date(), closed[-1])) + 10 if since else 366
     df = await self._daily_frame(f'{n} D' if n <= 365 else '20 Y')
     if df is None: return
-    if len(have): df = pd.concat([have.fillna(df.reindex(have.index)[['dividend']] if 'dividend' in df else {}), df[df.index > have.index[-1]]])
+    if self.again and len(have):
+        df = df.combine_first(have)[have.columns]; px = list('open high low close'.split())
+        if changed := [f'{t:%Y-%m-%d}' for t in have.index if not df.loc[t, px].equals(have.loc[t, px])]: self.report.notes.append(f"daily bars: {len(changed)} changed at the source ({', '.join(changed[-3:])}); spy prepare judges the minutes by them")
+    elif len(have): df = pd.concat([have.fillna(df.reindex(have.index)[['dividend']] if 'dividend' in df else {}), df[df.index > have.index[-1]]])
     if not df.equals(have): self.store.write_daily_bars(df)
     self.report.daily_rows = len(df)
 
