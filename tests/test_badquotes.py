@@ -110,14 +110,15 @@ def test_a_position_with_exercise_risk_is_told_to_leave_before_the_close(day, st
     k = np.array([(t.valid_from + pd.Timedelta(minutes=i)).value for i in range(90)]); l = Line(k, *(np.full(90, 600.),)*4)
     q = pd.DataFrame(dict(con_id=1, bid=1.4, ask=1.42, age=.2), index=pd.DatetimeIndex([t.valid_from + pd.Timedelta(seconds=30*i) for i in range(180)], name='Datetime')); o = follow(t, l, quotes_of(q, 1))
     assert o.status == 'timed_out' and o.exit_at == t.time_stop < s.close and math.isfinite(o.net_usd)
-    gone = follow(t, l, quotes_of(q[q.index < t.time_stop], 1)); assert gone.status == 'timed_out' and math.isnan(gone.net_usd) # no quote to sell on: no gain is claimed
+    gone = follow(t, l, quotes_of(q[q.index < t.time_stop], 1)); assert gone.status == 'withdrawn' and gone.why.startswith('exercise window') and gone.since == s.close and math.isnan(gone.net_usd) # no quote to sell on: no gain is claimed
+    later = follow(SimpleNamespace(**vars(t) | dict(time_stop=s.close - pd.Timedelta(minutes=2))), l, quotes_of(q, 1)); assert later.status == 'timed_out' and later.exit_at == t.time_stop # a time stop too near the close is brought forward
 
 
 def test_old_and_crossed_quotes_fill_nothing():
     t = held(); k = np.array([(t.valid_from + pd.Timedelta(minutes=i)).value for i in range(90)]); l = Line(k, *(np.full(90, 600.),)*4)
     ix = pd.DatetimeIndex([t.valid_from + pd.Timedelta(seconds=30*i) for i in range(180)], name='Datetime')
-    for bad in (dict(bid=1.5, ask=1.4), dict(bid=0., ask=1.4), dict(bid=1.4, ask=math.inf), dict(bid=1.4, ask=1.42, age=6.)):
-        o = follow(t, l, quotes_of(pd.DataFrame(dict(con_id=1, age=.2) | bad, index=ix), 1)); assert o.status == 'expired' and o.entry_at is None
+    for bad, word in ((dict(bid=1.5, ask=1.4), 'no option quotes'), (dict(bid=0., ask=1.4), 'no option quotes'), (dict(bid=1.4, ask=math.inf), 'no option quotes'), (dict(bid=1.4, ask=1.42, age=6.), 'feed stale')):
+        o = follow(t, l, quotes_of(pd.DataFrame(dict(con_id=1, age=.2) | bad, index=ix), 1)); assert o.status == 'withdrawn' and o.why == word and o.entry_at is None
 
 
 def test_made_is_what_the_options_tests_made(): assert len(made()) == len(CHAIN)

@@ -220,7 +220,7 @@ def test_an_option_on_record_is_followed_at_recorded_quotes_and_scored_once(tmp_
     book(tmp_path).append(row(t))
     px = np.array([600., 600., 600., 601.2, 601.5, 602.4, 602.4, *[602.]*30]); m = np.array([at(i).tz_convert('UTC').as_unit('ns').value for i in range(len(px))])
     bars = Line(m, px, px, px, px)
-    quotes = pd.DataFrame(dict(con_id=7, bid=[1.18, 1.85], ask=[1.2, 1.88], age=.1), index=pd.DatetimeIndex([at(4, 3), at(6, 3)], name='Datetime'))
+    quotes = pd.DataFrame(dict(con_id=7, bid=[1.18]*4 + [1.85], ask=[1.2]*4 + [1.88], age=.1), index=pd.DatetimeIndex([*(at(i, 30) for i in (1, 2, 3)), at(4, 3), at(6, 3)], name='Datetime'))
     (_, o), = pairs = followed(tmp_path, at(36), bars, chain=lambda d: quotes if d == day else None)
     fees = Costs().options_usd(1, 1.2, 'buy', day) + Costs().options_usd(1, 1.85, 'sell', day)
     assert (o.status, o.entry_px, o.exit_px) == ('target', 1.2, 1.85) and o.net_usd == pytest.approx(65 - fees)

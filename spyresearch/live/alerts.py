@@ -60,9 +60,10 @@ def once(self:Alerts, key, text:str):
 def _heard(self:Alerts, words):
     "Tickets that came, ended or are gone."
     w = TEXT[self.lang]
-    for id in words.keys() - self.words.keys(): self.once((id, 'new'), f"{w['new']}: {spoken(words[id], self.lang)}")
+    for id in (o for o in words.keys() - self.words.keys() if 'withdrawn' not in words[o]): self.once((id, 'new'), f"{w['new']}: {spoken(words[id], self.lang)}")
     for id, old in self.words.items():
         status = words.get(id, {}).get('status')
+        if 'withdrawn' in words.get(id, ()): self.once((id, 'gone'), spoken(words[id], self.lang)); continue
         if id not in words and not {(id, 'sell'), (id, 'missed')} & self.told: self.once((id, 'gone'), f"{w['gone']}: {spoken(old, self.lang)}")
         if status in OVER: self.once((id, 'ended'), f"{w['ended'].format(status=status)}: {spoken(old, self.lang)}")
     self.words = {k: o for k, o in words.items() if o.get('status') not in OVER}

@@ -19,9 +19,9 @@ from .axes import apart, clock_ticks, moment, place, round_ticks, sound, window_
 from .fan import FanView, Ribbon, fan, ribbon
 from .phrases import TEXT
 from .stream import Board
-from ..trade.record import option_state, spoken, word_of
+from ..trade.record import gone_words, option_state, spoken, word_of
 from ..trade.swing import state_of, state_words
-from ..trade.tickets import Ticket, words_of
+from ..trade.tickets import Ticket, told, words_of
 
 # %% ../../nbs/live/46_view.ipynb #7acf5c9e
 class State:
@@ -193,6 +193,7 @@ def cards(
 def _card(word, now, px, px_at, lang):
     o, w = word_of(word), words_of(lang)
     if not isinstance(o, Ticket): return Card(o.kind, 'silence', w['comma'].join(w['reasons'][r] for r in o.reasons[:1]), spoken(word, lang))
+    if off := gone_words(word, lang): return Card(o.kind, 'ticket', 'withdrawn', told(w, 'void', text=spoken({k: v for k, v in word.items() if k != 'withdrawn'}, lang)), off, id=o.id)
     held = word.get('status') == 'filled'; state = state_of if o.kind == 'swing' else option_state
     key = state(o, now, px, px_at, held)
     keys = dict(target='target_px', stop='stop_px') if o.kind == 'swing' else dict(trigger='trigger_px', target='exit_spy_px', stop='stop_spy_px')

@@ -90,6 +90,7 @@ class Record:
     shadow: Shadow
     days: list # sessions of the panel
     why: object = None # Moment -> what its look rests on, as `basis` has it
+    follow: object = None # (Ticket, Moment) -> Outcome of what was issued on its offer
     def __len__(self): return len(self.moments)
     def __repr__(self): return f"Record({len(self.moments)} moments on {len({o.day for o in self.moments})} days, {sum(o.offer is not None for o in self.moments)} offers, {sum(o.outcome is not None and o.outcome.net_usd == o.outcome.net_usd for o in self.moments)} of them followed to their end)"
 
@@ -244,7 +245,8 @@ def on_record(
         if len(rows): moments += kept(chain_of, panel.days[d], d, said[d], find(d, rows))
         progress(k + 1, len(days), 'options')
     def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
-    return Record(moments, shadow_of(moments, is_scored('option', panel.provenance)), panel.days, why) if moments else None
+    def ended(t, o): return follow(t, line(panel), quotes_of(chain_of(panel.days[o.day]), t.con_id), costs)
+    return Record(moments, shadow_of(moments, is_scored('option', panel.provenance)), panel.days, why, ended) if moments else None
 
 def _learned(w, sigma, d):
     "Paths and clock as the sessions before one teach them."

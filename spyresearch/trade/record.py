@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCOUNT', 'standing', 'decided', 'note_account', 'heard_account', 'account', 'files_of', 'record', 'latest',
-           'word_of', 'spoken', 'last_price', 'now_of', 'option_state', 'screen', 'on_record']
+           'word_of', 'spoken', 'gone_words', 'last_price', 'now_of', 'option_state', 'screen', 'on_record']
 
 # %% ../../nbs/trade/54_record.ipynb #e3e593cd
 import csv
@@ -114,20 +114,21 @@ def record(
     panel=None, # bars up to then, to follow the tickets on record
     costs:Costs=Costs(),
     chain=None, # date -> recorded option quotes of that day, or None
+    now=None, # aware: a live run's time; bars up to it are overdue
 ) -> list: # what was recorded: Tickets (standing, new), then one Silence a kind
     "Put what is decided now on record."
     asof = pd.Timestamp(asof).tz_convert(ET)
     known = max([asof, *(pd.Timestamp(o['asof']).tz_convert(ET) for o in _log(folder).read())])
-    pairs = followed(folder, known, panel, costs, chain); keep_outcomes(folder, pairs); rates = scores(pairs)
+    pairs = followed(folder, known, panel, costs, chain, now); ended = keep_outcomes(folder, pairs); rates = scores(pairs); gone = {replace(t, status='withdrawn'): o for t, o in ended if o.status == 'withdrawn'}
     stand = [replace(t, status=o.status) for t, o in _open(pairs, known)]
     rights = account(folder, known)
-    now = [_sayable(o, pairs, known, rights) if isinstance(o, Ticket) else o for o in decided(signals) if o.kind not in {t.kind for t in stand}]
-    new = {o.id: sized(o, record_of(o, rates)) for o in now if isinstance(o, Ticket)}
-    more = {t.id: _more(folder, replace(t, id=old), signals, rates) for old, t in [(t.id, t) for t in stand] + list(new.items())}
+    fresh = [_sayable(o, pairs, known, rights) if isinstance(o, Ticket) else o for o in decided(signals) if o.kind not in {t.kind for t in stand}]
+    new = {o.id: sized(o, record_of(o, rates)) for o in fresh if isinstance(o, Ticket)}
+    more = {t.id: _more(folder, replace(t, id=old), signals, rates) for old, t in [(t.id, t) for t in [*gone, *stand]] + list(new.items())}
     for old, t in new.items(): _put(folder, t, getattr(signals, 'grounds', {}).get(old, {}), more[t.id], asof, getattr(panel, 'days', ()))
-    quiet = {k: [o for o in now if o.kind == k] for k in dict.fromkeys(o.kind for o in now) if k not in {t.kind for t in new.values()}}
+    quiet = {k: [o for o in fresh if o.kind == k] for k in dict.fromkeys(o.kind for o in fresh) if k not in {t.kind for t in new.values()}}
     words = stand + list(new.values()) + [_one(o) for o in quiet.values()]
-    _log(folder).append(dict(asof=asof.isoformat(), words=[_word(o, list(new.values()), more) for o in words]))
+    _log(folder).append(dict(asof=asof.isoformat(), words=[_gone(t, o, more) for t, o in gone.items()] + [_word(o, list(new.values()), more) for o in words]))
     return words
 
 # %% ../../nbs/trade/54_record.ipynb #1de81927
@@ -142,6 +143,10 @@ def _word(o, new, more):
     ticket = isinstance(o, Ticket)
     body = row(o) | dict(new=o in new, more=more[o.id]) if ticket else dict(at=o.at.isoformat(), kind=o.kind, provenance=o.provenance, reasons=list(o.reasons), notes=list(o.notes))
     return body | dict(says='ticket' if ticket else 'silence', sentence=sentence(o, more=more[o.id] if ticket else None))
+
+def _gone(t, o, more):
+    "A ticket that was withdrawn, with the time and the reason; `held` where it had been bought on paper."
+    return _word(t, (), more) | dict(withdrawn=dict(at=str(o.since), reason=o.why.partition(':')[0], held=o.entry_at is not None))
 
 def latest(
     folder, # the journal's
@@ -163,11 +168,17 @@ def spoken(
     lang:str='en', full:bool=False,
     equity:float=None, # USD, as the owner states it
 ) -> str:
-    "A word in any language, and with the size in shares or contracts."
-    o, more = word_of(word), dict(word.get('more') or {})
+    "A word in any language, and with the size in shares or contracts; of a ticket that was withdrawn, that first."
+    o, more, w = word_of(word), dict(word.get('more') or {}), words_of(lang)
     if equity is not None and isinstance(o, Ticket):
         more |= dict(equity=equity, qty=units(o.size_frac or 0., equity, *((o.entry_px_high,) if o.kind == 'swing' else (o.entry_limit_usd, 100))))
-    return sentence(o, lang, more, full)
+    text = sentence(o, lang, more, full)
+    return w['join'].join([gone_words(word, lang), told(w, 'void', text=text)]) if 'withdrawn' in word else text
+
+def gone_words(word:dict, lang:str='en') -> str: # '' where it stands
+    "That a ticket was withdrawn, and why."
+    w, o = words_of(lang), word.get('withdrawn')
+    return told(w, 'gone_held' if o['held'] else 'gone', why=w['reasons'][o['reason']]) if o else ''
 
 # %% ../../nbs/trade/54_record.ipynb #aab52050
 def last_price(root) -> tuple: # (USD, when it was true) of the newest minute; (None, None) without any
@@ -215,7 +226,7 @@ def screen(
     out = [told(w, 'asof', at=moment(w, pd.Timestamp(said['asof'])))]
     for word in said['words']:
         o = word_of(word); mine = own.get(getattr(o, 'id', None), {})
-        if 'closed' not in mine: out += [spoken(word, lang, full, equity), *(_now(o, mine, now, px, px_at, lang) if isinstance(o, Ticket) else [])]
+        if 'closed' not in mine: out += [spoken(word, lang, full, equity), *(_now(o, mine, now, px, px_at, lang) if isinstance(o, Ticket) and 'withdrawn' not in word else [])]
     return out
 
 def _now(t, mine, now, px, px_at, lang):

@@ -63,7 +63,8 @@ def counted(
     return [(t, o) for t, o in mine if o.taken or now < t.valid_until] if any(o.taken for _, o in mine) else mine
 
 def over(t, o): # when a ticket ended; None while it has not
-    return o.exit_at if o.exit_at is not None else t.valid_until if o.status in ('expired', 'withdrawn') else None
+    if o.status == 'withdrawn': return o.since or t.valid_until
+    return o.exit_at if o.exit_at is not None else t.valid_until if o.status == 'expired' else None
 
 # %% ../../nbs/trade/35_risk.ipynb #c1677717
 def desk_blocks(

@@ -206,4 +206,4 @@ def state_words(
 ) -> str:
     "The same in words."
     w, (key, _, why) = words_of(lang), state.partition(': ')
-    return told(w, key, t, px=px, at=moment(w, now), why=w['why'].get(why))
+    return told(w, key, t, px=px, at=moment(w, now), why=w['why'].get(why) or w['reasons'].get(why))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'TEXTS', 'SCORED', 'ALPHA', 'NOTHING', 'value_of', 'ticket_of', 'book', 'on_record', 'owner_words', 'find',
-           'beside', 'took', 'closed', 'owned', 'followed', 'keep_outcomes', 'bucket_of', 'scores', 'record_of',
-           'sized']
+           'beside', 'took', 'closed', 'owned', 'followed', 'unkept', 'keep_outcomes', 'bucket_of', 'scores',
+           'record_of', 'sized']
 
 # %% ../../nbs/trade/53_track.ipynb #ec58d9c6
 import math
@@ -22,7 +22,7 @@ from ..models.confidence import Evidence, Rule
 from .costs import Costs, SHARES
 from .follow import follow, quotes_of
 from .shadow import dividends_of
-from .tickets import COLUMNS, OUTCOME, Outcome, Ticket, content_id, head_of, is_scored, line, settle
+from .tickets import COLUMNS, OUTCOME, Outcome, Ticket, head_of, is_scored, line, resized, settle
 
 # %% ../../nbs/trade/53_track.ipynb #b4ea4902
 TIMES = ('issued_at', 'valid_from', 'valid_until', 'entry_from', 'entry_until', 'exit_from', 'exit_until', 'trigger_until', 'time_stop')
@@ -152,12 +152,11 @@ def _kept(folder):
     return {o['id']: Outcome(**{k: np.nan if o[k] is None else o[k] for k in SCORED} | dict(entry_at=when(o, 'entry_at'), exit_at=when(o, 'exit_at'), changes=tuple((s, pd.Timestamp(a), y) for s, a, y in o['changes']))) for o in _ended(folder).read()}
 
 # %% ../../nbs/trade/53_track.ipynb #aeb88e21
-def _paper(t, bars, asof, costs, dividends, chain):
+def _paper(t, bars, asof, costs, dividends, chain, now=None):
     "What became of a ticket that nobody took, by `asof`; where no prices reach back to it, only time tells."
     last = t.exit_until if t.kind == 'swing' else t.time_stop
-    if bars is not None and t.kind == 'swing' and bars.place(t.entry_from) > 0: return settle(t, bars, costs, dividends=dividends)
-    quotes = chain(t.valid_from.date()) if t.kind == 'option' and chain and bars is not None else None
-    if quotes is not None and bars.place(t.valid_from) > 0: return follow(t, bars, quotes_of(quotes, t.con_id), costs)
+    if bars is not None and t.kind == 'swing' and bars.place(t.entry_from) > 0: return settle(t, bars, costs, dividends=dividends, now=now)
+    if t.kind == 'option' and chain and bars is not None and bars.place(t.valid_from) > 0: return follow(t, bars, quotes_of(chain(t.valid_from.date()), t.con_id), costs, now=now)
     return Outcome('timed_out' if last is not None and last <= asof else t.status)
 
 # %% ../../nbs/trade/53_track.ipynb #6c5071c8
@@ -167,24 +166,34 @@ def followed(
     panel=None, # bars up to then: Panel, Grid or Line
     costs:Costs=Costs(),
     chain=None, # date -> recorded option quotes of that day, or None
+    now=None, # aware: a live run's time; bars up to it are overdue
 ) -> list: # (Ticket, Outcome), oldest first
     "Every ticket on record and how it stands."
     asof, bars = pd.Timestamp(asof), None if panel is None else line(panel)
     paid = dividends_of(panel) if hasattr(panel, 'dividend') else {}
     said, kept = owner_words(folder, asof), _kept(folder)
-    one = lambda t: owned(t, said[t.id], costs, paid) if t.id in said else kept[t.id] if t.id in kept else _paper(t, bars, asof, costs, paid, chain)
+    one = lambda t: owned(t, said[t.id], costs, paid) if t.id in said else kept[t.id] if t.id in kept else _paper(t, bars, asof, costs, paid, chain, now)
     return [(t, one(t)) for t in on_record(folder) if t.issued_at <= asof]
 
 # %% ../../nbs/trade/53_track.ipynb #5888102d
+def unkept(
+    folder, # the journal's
+    pairs:list, # from `followed`
+) -> list: # Tickets
+    "What was withdrawn and is not on record as such."
+    if not (gone := [t for t, o in pairs if o.status == 'withdrawn']): return []
+    done = {o['id'] for o in _ended(folder).read()}
+    return [t for t in gone if t.id not in done]
+
 def keep_outcomes(
     folder, # the journal's
     pairs:list, # from `followed`
-):
+) -> list: # those that were put on record now
     "Put on record what has ended, each ticket once."
-    done = {o['id'] for o in _ended(folder).read()}
-    for t, o in pairs:
-        if t.id in done or not o.closed or o.status != 'expired' and np.isnan(o.net_usd): continue
+    done = {o['id'] for o in _ended(folder).read()}; new = [(t, o) for t, o in pairs if t.id not in done and o.closed and (o.status in ('expired', 'withdrawn') or not np.isnan(o.net_usd))]
+    for t, o in new:
         _ended(folder).append(dict(id=t.id, changes=[[s, str(a), y] for s, a, y in o.changes]) | {k: str(v) if isinstance(v := getattr(o, k), pd.Timestamp) else v for k in SCORED})
+    return new
 
 # %% ../../nbs/trade/53_track.ipynb #a2d312e5
 ALPHA = .05 # chance that a rate lies beyond a bound, each side
@@ -218,7 +227,5 @@ def record_of(
     return scores.get(bucket_of(t), NOTHING)
 
 def sized(t:Ticket, record:dict) -> Ticket:
-    "The ticket with the size that its record allows; another size is another ticket, with another id."
-    if record['proven'] or not t.size_frac: return t
-    bare = replace(t, size_frac=0.)
-    return replace(bare, id=content_id(bare))
+    "The ticket with the size that its record allows."
+    return t if record['proven'] or not t.size_frac else resized(t, 0.)
