@@ -90,7 +90,7 @@ def tickets(
 ) -> Markup:
     "Tickets of the day to their end; without one, why."
     new, old = issued(e), carried(e); counts = reasons(reason_counts(hushed(e)))
-    def cells(t, o): return [t.id, _of(t), f'{t.issued_at:%a %H:%M}', num(100*t.declared_p, '.0f'), _place(o.entry_at, o.entry_px), _place(o.exit_at, o.exit_px), ENDED.get(o.status, o.status), num(o.net_usd, '+.2f'), 'you' if o.taken else 'on paper']
+    def cells(t, o): return [t.id, _of(t), f'{t.issued_at:%a %H:%M}', num(100*t.declared_p, '.0f'), _place(o.entry_at, o.entry_px), _place(o.exit_at, o.exit_px), ENDED.get(o.status, o.status), num(o.net_usd, '+.2f'), ('you' if o.taken else 'on paper') + (f', {o.qty}' if o.qty else '')]
     head = ['ticket', 'what', 'issued', 'declared, %', 'bought', 'sold', 'how it stands', 'net, USD', 'followed']
     listed = tag('div', table(head, [cells(*o) for o in new + old]), cls='tight') if new or old else ''
     lead = tag('p', tag('b', f"{len(new)} ticket{'' if len(new) == 1 else 's'} issued." if new else 'No ticket was issued.'), f' {len(old)} of earlier days ended today or are open.' if old else '')
@@ -221,7 +221,7 @@ def numbers(
     "The evening for a program: what was forecast, what came, what was said, how it went."
     t = {o['horizon']: o for o in shares(matured(e), len(e.panel) - 1)}; px = e.panel.close[-1][np.isfinite(e.panel.close[-1])]
     s, _ = heard(e); prior = e.panel.close[-2][np.isfinite(e.panel.close[-2])][-1] if len(e.panel) > 1 else None; o = [e.rows[i] for i in e.today]; ms = latencies(e.ticks)
-    said = dict(tickets=len(new := issued(e)), ended=sum(x.closed for _, x in new), net_usd=float(np.nansum([x.net_usd for _, x in new + carried(e) if x.exit_at is not None and x.exit_at.date() == e.day])), decisions=len(h := hushed(e)) + len(new), silences=dict(Counter(r for x in h for r in x.reasons).most_common()))
+    said = dict(tickets=len(new := issued(e)), ended=sum(x.closed for _, x in new), exits=len(out := [x.net_usd for _, x in new + carried(e) if x.exit_at is not None and x.exit_at.date() == e.day]), net_usd=float(np.nansum(out)), decisions=len(h := hushed(e)) + len(new), silences=dict(Counter(r for x in h for r in x.reasons).most_common()))
     went = dict(seconds=None if s is None else {str(k): int(v) for k, v in s['status'].value_counts().items()}, minutes=len(e.ticks), of=session(e.day).n_minutes, overruns=overruns(e.ticks), errors=sum(bool(x.get('error')) for x in e.ticks), p50_ms=float(ms.p50['all']) if 'all' in ms.index else None, p99_ms=float(ms.p99['all']) if 'all' in ms.index else None)
     proof = dict(differences=sealed(e).get('differences'), certificate=None if c is None else dict(ok=bool(c.ok), differences=len(c.diffs), forecasts=c.n_forecasts, words=c.n_words), no_certificate=why)
     return dict(day=str(e.day), provenance=e.provenance, model=o[-1]['model'] if o else None, forecasts=len(o), first=o[0]['origin'] if o else None, last=o[-1]['origin'] if o else None, horizons=t,
@@ -232,12 +232,12 @@ def numbers(
 WORDS = dict(en=dict(
     said='{forecasts:,} forecasts between {first} and {last} (model {model}).', band=' The 80 % band of the next {h} minutes held {cover:.0f} % of {n:,} outcomes.', mute='Nothing was forecast.',
     came='SPY opened at {open:.2f}, went between {low:.2f} and {high:.2f}, and {word} at {close:.2f}', change=' ({change_pct:+.2f} % against the close before)', word=dict(over='closed', open='stood'),
-    none='No ticket was issued. Reasons in {decisions:,} decisions: {reasons}.', silent='No ticket was issued, and no decision is on record.', some='{tickets} tickets were issued, {ended} of them ended; today earned {net_usd:+,.2f} USD.', reason='{r} ({n:,})',
+    none='No ticket was issued. Reasons in {decisions:,} decisions: {reasons}.', silent='No ticket was issued, and no decision is on record.', some='Tickets issued: {tickets}; of them over: {ended}.', exits=' Exits of the day: {exits}, {net_usd:+,.2f} USD after costs.', reason='{r} ({n:,})',
     wrong='To be looked at: {what}.', well='Nothing went wrong on the way.', lost='seconds not heard in full: {n:,}', errors='minutes that failed: {errors}', late='overruns: {overruns}', gone='minutes not thought about: {n}', diffs='differences between live and history: {n}', stop='.', comma='; '),
 zh=dict(
     said='{first} 至 {last} 共作出 {forecasts:,} 次预测（模型 {model}）。', band='未来 {h} 分钟的 80% 区间在 {n:,} 次结果中覆盖了 {cover:.0f}%。', mute='当日没有预测。',
     came='SPY 开盘 {open:.2f}，区间 {low:.2f} 至 {high:.2f}，{word} {close:.2f}', change='（较前收盘 {change_pct:+.2f}%）', word=dict(over='收于', open='截至'),
-    none='没有交易建议。{decisions:,} 次判断的原因：{reasons}。', silent='没有交易建议，也没有判断记录。', some='发出 {tickets} 条建议，其中 {ended} 条已了结；当日盈亏 {net_usd:+,.2f} 美元。', reason='{r}（{n:,}）',
+    none='没有交易建议。{decisions:,} 次判断的原因：{reasons}。', silent='没有交易建议，也没有判断记录。', some='发出 {tickets} 条建议，其中 {ended} 条已了结。', exits='当日平仓 {exits} 笔，扣除费用后盈亏 {net_usd:+,.2f} 美元。', reason='{r}（{n:,}）',
     wrong='需要查看：{what}。', well='过程中没有异常。', lost='{n:,} 秒行情不完整', errors='{errors} 分钟出错', late='超时 {overruns} 次', gone='{n} 分钟未作判断', diffs='实时与历史有 {n} 处不一致', stop='。', comma='；'))
 
 # %% ../nbs/67_evening.ipynb #59605251
@@ -260,15 +260,15 @@ def sentences(
     one = w['said'].format(**n | dict(first=at(n['first']), last=at(n['last']), model=n['model'].rpartition('-')[0] or n['model'])) + (w['band'].format(h=h, cover=k['cover80'], n=k['n']) if k['n'] else '') if n['forecasts'] else w['mute']
     two = w['came'].format(word=w['word']['over' if n['whole'] else 'open'], **n) + (w['change'].format(**n).replace('-', '−') if n['change_pct'] is not None else '') + w['stop']
     why = words_of(lang)['comma'].join(w['reason'].format(r=words_of(lang)['reasons'][r], n=v) for r, v in n['silences'].items())
-    three = w['some'].format(**n) if n['tickets'] else w['none'].format(reasons=why, **n) if n['silences'] else w['silent']
+    three = (w['some'].format(**n) if n['tickets'] else w['none'].format(reasons=why, **n) if n['silences'] else w['silent']) + (w['exits'].format(**n) if n['exits'] else '')
     odd = troubles(n, lang)
     return [one, two, three, w['wrong'].format(what=w['comma'].join(odd)) if odd else w['well']]
 
 # %% ../nbs/67_evening.ipynb #8473ce0b
 def headline(n:dict) -> str: # of `numbers`
     "The evening in half a line."
-    many = f"{n['tickets']} ticket{'' if n['tickets'] == 1 else 's'}, {n['net_usd']:+,.2f} USD" if n['tickets'] else 'No ticket'
-    return many + ('' if n['forecasts'] else ', no forecast')
+    many = f"{n['tickets']} ticket{'' if n['tickets'] == 1 else 's'}" if n['tickets'] else 'No ticket'
+    return many + (f"; exits {n['net_usd']:+,.2f} USD" if n['exits'] else '') + ('' if n['forecasts'] else '; no forecast')
 
 def first_screen(
     e:Evening,
