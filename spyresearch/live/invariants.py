@@ -152,7 +152,7 @@ def check_sealed(w:Week) -> list:
     "Each session is sealed, or its absence has a reason."
     log = DayLog(w.store.root/'original_data'/'seconds', COLUMNS, TEXT); sealed, bad, why = log.days(sealed=True), [], []
     for d in w.plan.days:
-        if d == w.plan.missing: (why if d in w.store.absent() else bad).append(f'{d}: {w.store.absent().get(d, "nobody says why it is empty")}')
+        if d == w.plan.missing: (why if d in w.store.absent else bad).append(f'{d}: {w.store.absent.get(d, "nobody says why it is empty")}')
         elif d not in sealed: (why if w.plan.until and d == w.plan.until.date() else bad).append(f'{d} is open')
     return [Check('each session is sealed, or its absence explained', not bad, '; '.join(bad or [f'{len(sealed)} sealed', *why]))]
 
