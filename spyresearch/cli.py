@@ -8,8 +8,8 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
            'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Run', 'Why', 'Lang', 'Id', 'Px', 'At', 'Port',
            'Host', 'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
            'check_parity', 'run', 'train', 'evaluate', 'backtest', 'compare', 'models', 'promote', 'rollback',
-           'tickets', 'took', 'closed', 'explain', 'certify', 'live', 'record', 'replay', 'lab', 'web', 'docs', 'drill',
-           'test', 'bench', 'main']
+           'tickets', 'took', 'closed', 'explain', 'certify', 'live', 'record', 'replay', 'lab', 'web', 'new_research',
+           'docs', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/70_cli.ipynb #46ea9e6f
 try:
@@ -500,12 +500,15 @@ NoToken, Browser = _opt(bool, '--no-token', 'Ask for no token; on this machine o
 def _page(kind, data, lang, port, host, no_token, browser, seconds=None):
     "Start a page and stay until it ends."
     from spyresearch.checks import checkout
-    from spyresearch.live.pages import page_command, page_env, serve_page
-    return serve_page(page_command(kind, checkout(), port, host, not no_token, browser), page_env(dict(os.environ), data, seconds, lang or ''))
+    from spyresearch.live.pages import check_port, page_command, page_env, serve_page
+    from spyresearch.start import start_page
+    top = checkout(); check_port(port, host)
+    cmd = page_command(kind, top, port, host, not no_token, browser, **(dict(first=start_page(top)) if kind == 'lab' else {}))
+    return serve_page(cmd, page_env(dict(os.environ), data, seconds, lang or ''))
 
 @app.command()
 def lab(data: Data = None, lang: Lang = None, port: Port = 0, host: Host = '127.0.0.1', no_token: NoToken = False, browser: Browser = True):
-    "JupyterLab on the notebooks, with the live screen open."
+    "JupyterLab on the notebooks; its first page leads to research, the live screen and the newest reports."
     return _page('lab', data, lang, port, host, no_token, browser)
 
 @app.command()
@@ -513,6 +516,15 @@ def web(data: Data = None, lang: Lang = None, port: Port = 0, host: Host = '127.
         seconds: _opt(float, '--seconds', 'The screen stops by itself after so long; 0: never.', min=0) = 0.):
     "The live screen as a page: it shows what a running `spy live` says, and starts none."
     return _page('web', data, lang, port, host, no_token, browser, seconds)
+
+# %% ../nbs/70_cli.ipynb #4fe652d1
+@app.command(name='new-research')
+def new_research(name: Annotated[str, typer.Argument(help='Lower-case words joined by underscores.')]):
+    "Lay out a research notebook in nbs/research, which runs as it is on the demo."
+    from spyresearch.checks import checkout
+    from spyresearch.start import new_research as lay_out
+    out = lay_out(name, checkout()/'nbs'/'research')
+    print(f'{out}', 'open it with spy lab', sep='\n')
 
 # %% ../nbs/70_cli.ipynb #ea41c442
 def _date(text, flag):

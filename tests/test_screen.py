@@ -157,7 +157,7 @@ def test_the_page_lives_goes_stale_and_comes_back(browser, engine, served, pictu
 
 def test_the_notebook_in_jupyterlab(browser, engine, served, pictures):
     url, _ = served('lab')
-    w = Watcher(browser, url + 'lab/tree/runs/live.ipynb', pictures)
+    w = Watcher(browser, url + 'lab/tree/nbs/runs/live.ipynb', pictures)
     w.until("window.jupyterapp && document.querySelector('.jp-Notebook .jp-CodeCell')", 40)
     w.until("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", 30)   # earlier it would ask which kernel
     w.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
