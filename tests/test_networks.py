@@ -1,6 +1,7 @@
 """Networks on made bars: causal, the same again, resumed from a folder, whole on disk, and asked as NeuralForecast asks them."""
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import need
+from scipy.stats import t as student_t
 
 from spyresearch.core import ModelError, UsageError, unpack
 from spyresearch.models import networks as nw
 from spyresearch.models.bank import bank
-from spyresearch.models.experiment import MEMBERS, evaluate
+from spyresearch.models.champions import shelf_in
+from spyresearch.models.experiment import MEMBERS, evaluate, train
 from spyresearch.models.forecaster import Targets, load
 from spyresearch.models.parallel import walk_in
 from spyresearch.models.targets import HORIZONS, known_at
@@ -36,6 +39,9 @@ def panel():
 def deep():
     if not find_spec('neuralforecast'): need('deep', 'NeuralForecast')
     return nw.deep()
+
+
+def unable(*_): raise ModelError('nothing is learned here')
 
 
 def origins(panel, s, slots): return np.full(len(slots), s), np.asarray(slots)
@@ -102,12 +108,66 @@ def test_how_it_was_trained_reaches_the_page_from_what_was_kept(panel, deep, tmp
     class Short(nw.Nhits): seeds = 1
     monkeypatch.setitem(MEMBERS, 'nhits', Short)
     def told(): return json.loads(json.dumps(evaluate(panel, 'const,har,nhits', run=walk_in(tmp_path)).to_json()))['models']
-    with nw.kept_in(tmp_path/'cache'/'networks'): first = told()
-    made, again = sorted((tmp_path/'cache'/'networks').glob('*.npz')), told()
+    first = told(); made, again = sorted((tmp_path/'cache'/'networks').glob('*.npz')), told()
     assert made and again['training'] == first['training'] and again['tries'] == first['tries'] == dict(const=1, har=1, nhits=1) # the second walk had nothing to train
     run = first['training']['nhits'][-1]; looks = [o['step'] for o in run['curve']]
     assert looks[0] == 0 and looks[-1] == run['steps'] and run['kept'] in looks[1:] and run['serves'] and min(o['judges'] for o in run['curve'][1:]) == run['curve'][looks.index(run['kept'])]['judges']
     page = trained(dict(models=first, built=dict(networks=17), horizons={})); assert page.count('<svg') == 1 and '17 of the three' in page and ('trained: 1 network' in page or 'not trained to any use' in page)
+
+
+def test_a_later_run_finds_the_networks_and_learns_a_damaged_one_again(panel, deep, tmp_path, monkeypatch):
+    class Short(nw.Nhits): seeds = 1
+    monkeypatch.setitem(MEMBERS, 'nhits', Short); folder = tmp_path/'cache'/'networks'
+    def run():
+        nw.network.cache_clear(); nw.said.cache_clear(); shutil.rmtree(tmp_path/'cache'/'experiments', ignore_errors=True); walk = walk_in(tmp_path); return evaluate(panel, 'nhits', run=walk).q['nhits'], walk
+    first, _ = run(); files = sorted(folder.glob('*.npz')); assert files
+    with monkeypatch.context() as m:
+        m.setattr(nw, 'train', unable); again, walk = run() # nothing is left to learn, but what too short a history never taught
+        np.testing.assert_array_equal(again, first); assert not walk.shelf.made and not walk.words
+        nw.network.cache_clear()
+        with nw.kept_in(shelf_in(tmp_path)): train(panel, 'nhits') # what serves tomorrow finds them too
+    data = files[0].read_bytes(); files[0].write_bytes(data[:len(data)//2]); again, walk = run()
+    np.testing.assert_array_equal(again, first); assert files[0].read_bytes()[:100] == data[:100] and len(walk.words) == 1 and 'learned again' in walk.words[0]
+    assert shelf_in(tmp_path).word != nw.Shelf(tmp_path).word # other code, other names
+
+
+@pytest.fixture(scope='module')
+def implied(panel):
+    "The same market with what its options imply."
+    tape = demo_tape(days=90, older=120); bars = tape.bars['TRADES', '1 min'].join(tape.bars['OPTION_IMPLIED_VOLATILITY', '1 min'].add_prefix('iv_'))
+    return Panel.from_bars(bars, tape.dividends.to_dict(), older=tape.bars['TRADES', '5 mins'], features=[*panel.names, nw.IV30] if nw.IV30 not in panel.names else None)
+
+
+def test_students_quantiles_are_those_of_the_distribution(panel, deep):
+    net = nw.train(panel, 100, 'nhits+student', 1, passes=1); s, k = origins(panel, 120, [10, 50]); fits = nw.fits_of(panel, 100); mine = nw.think(panel, 'nhits+student', net, fits, s, k)
+    model = nw._model('nhits+student', nw.packed(net)); seen = {n: deep.from_numpy(o) for n, o in nw.window(panel, net, s, k, nw.outlook(panel, fits, s, k)).items()}
+    with deep.inference_mode(): df, loc, scale = (o.numpy() for o in model.loss.scale_decouple(model.loss.domain_map(model(seen))))
+    theirs = loc + scale*student_t.ppf(nw.QUANTILES, df); assert (df >= 3).all() and (scale > 0).all()
+    np.testing.assert_allclose(net['base'] + mine, theirs, atol=5e-3); assert (np.diff(net['base'] + mine, axis=-1) > 0).all() and not np.allclose(df, df[0, 0])
+
+
+def test_a_window_in_its_own_units_forgets_its_scale(panel, deep):
+    rng = np.random.default_rng(0); x, seen = rng.standard_normal((4, 24, 3)), rng.random((4, 24)) > .2; a, b = nw.even(x, seen), nw.even(5*x + 3, seen)
+    np.testing.assert_allclose(a, b, atol=.05); assert (a[~seen] == 0).all() and not nw.even(x, np.zeros((4, 24), bool)).any()
+    for i in range(4): np.testing.assert_allclose(a[i, seen[i]].std(0), 1, atol=.02); np.testing.assert_allclose(a[i, seen[i]].mean(0), 0, atol=1e-12)
+
+
+def test_what_options_imply_is_known_up_to_the_origin_only_and_missed_by_name(panel, implied, deep):
+    t = nw.taught(implied, 150); net = nw.measured(t, implied, 'nhits+iv', 150); s, k = origins(implied, 150, [30]); d, j = 150 - bank(implied).first, implied.names.index(nw.IV30); x = implied.x.copy(); x[d, 155:, j] += 1
+    seen, later, other = (nw.window(p, net, s, k, np.zeros((1, nw.STEPS)))['futr_exog'] for p in (implied, replace(implied, x=x), panel))
+    assert seen.shape[-1] == 6 and np.array_equal(seen, later) and len(set(seen[0, nw.PAST:, 5])) == 1 and np.ptp(seen[0, :nw.PAST, 5]) > 0 and not other[..., 5].any() # unknown: the mean
+    with pytest.raises(ModelError, match='30-day implied volatility'): nw.train(panel, 110, 'nhits+iv', 0, passes=1)
+    assert nw.key_of(implied, 150, 'nhits+iv', 0) != nw.key_of(replace(implied, x=x), 152, 'nhits+iv', 0) and nw.key_of(implied, 150, 'nhits', 0) == nw.key_of(replace(implied, x=x), 150, 'nhits', 0)
+
+
+@pytest.mark.parametrize('name', ['nhits_student', 'nhits_window', 'nhits_iv'])
+def test_a_member_with_an_option_is_whole_on_disk_and_asked_alone_as_among_others(implied, deep, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(nw.Network, 'seeds', 1); cls = nw.VARIANTS[name]; monkeypatch.setattr(nw.Nhits, 'seeds', 1)
+    w = implied.windows(); t = Targets.of(w); old, new = w.day < 70, w.day == 80; m = cls().fit(w[old], t[old]); q, again = m.quantiles(w[new]), load(m.save(tmp_path/'m'))
+    np.testing.assert_array_equal(again.quantiles(w[new]), q); known = np.isfinite(q[:, 0, 0]); assert known.any() and (np.diff(q[known, 0]) >= 0).all() and cls.config()['kind'] == m.kind
+    one = np.concatenate([m.outputs(w[new][i:i + 1])[0] for i in np.flatnonzero(known)[:5]]); np.testing.assert_allclose(one, m.outputs(w[new][known])[0][:5], atol=1e-5)
+    assert (nw.IV30 in m.columns) == (name == 'nhits_iv')
+    moved = m.update(w[new], t[new].only(np.arange(9) < 4), session(implied.days[80]).close); assert moved is not m and np.isfinite(moved.quantiles(w[new])[known, 0]).all()
 
 
 @pytest.fixture(scope='module')
@@ -142,7 +202,7 @@ def test_what_cannot_be_gone_over_again_is_not_learned_over(fitted):
     with pytest.raises(ModelError, match='go over again'): alone.update(*of(80))
 
 
-@pytest.mark.parametrize('name', [o for o in MEMBERS if o not in nw.NETWORKS])
+@pytest.mark.parametrize('name', [o for o in MEMBERS if o not in nw.NETWORKS | nw.VARIANTS])
 def test_what_is_fitted_in_one_go_gives_itself_back(name, panel):
     m = MEMBERS[name](); w = panel.windows(); rows = w[w.day == 80]; labels = Targets.of(rows).only(np.arange(9) < 4)
     assert m.update(rows, labels, session(panel.days[80]).close) is m

@@ -1,5 +1,5 @@
 """Pieces of a walk forward: what survives crashes, damage, other processes, and the death of a machine."""
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +8,12 @@ import pytest
 from conftest import need
 from threadpoolctl import threadpool_limits
 
-from spyresearch.core import SPEED
-from spyresearch.models import parallel
+from spyresearch.core import SPEED, ModelError
+from spyresearch.models import networks as nw, parallel
 from spyresearch.models.experiment import MEMBERS, Ledger, evaluate, step
 from spyresearch.models.folds import folds
 from spyresearch.models.forecaster import Targets
-from spyresearch.models.parallel import Job, OnRay, Pieces, Walk, keys
+from spyresearch.models.parallel import Job, OnRay, Pieces, Walk, keys, walk_in
 from spyresearch.models.windows import Panel
 from spyresearch.tws.market import demo_tape
 
@@ -95,12 +95,12 @@ def two_nodes(monkeypatch):
 
 def noting(folder):
     "`teach` that leaves a mark where a bundle begins and ends, and does not come to an end with GARCH on the second machine."
-    def teach(shared, id, bundle, codes, seed):
+    def teach(shared, id, bundle, *rest):
         import ray
         from spyresearch.models.parallel import teach
         mark = folder/f'{ray.util.get_node_ip_address()} {bundle[0].name} {bundle[0].block.number}'; mark.touch()
         if mark.name.startswith('127.0.0.3 garch'): time.sleep(100)
-        yield from teach(shared, id, bundle, codes, seed)
+        yield from teach(shared, id, bundle, *rest)
         mark.with_name(mark.name + ' done').touch()
     return teach
 
@@ -117,10 +117,10 @@ def test_a_machine_dies_in_the_middle(two_nodes, tmp_path, panel, plain, monkeyp
 
 def dying(folder):
     "`teach` whose process dies after the first piece of a bundle, once."
-    def teach(shared, id, bundle, codes, seed):
+    def teach(shared, id, bundle, *rest):
         import os
         from spyresearch.models.parallel import teach
-        for i, piece in enumerate(teach(shared, id, bundle, codes, seed)):
+        for i, piece in enumerate(teach(shared, id, bundle, *rest)):
             if i and not (folder/'died').exists(): (folder/'died').touch(); os._exit(1)
             yield piece
     return teach
@@ -135,3 +135,18 @@ def test_bundles_and_failures_on_a_local_ray(panel, tmp_path, monkeypatch):
     short = panel.days_upto(90); short = replace(short, older=None)
     a, b = (evaluate(short, 'light', run=o) for o in (Walk(work=OnRay('local', 2)), Walk()))
     assert a.left_out == b.left_out and 'scale' in a.left_out and same(a, b)
+
+
+def test_networks_learned_on_a_cluster_are_kept_here_and_go_along(tmp_path, monkeypatch):
+    try: parallel.ray_module(); nw.deep()
+    except (parallel.UsageError, ModelError): need('deep', 'Ray and NeuralForecast')
+    class Single(nw.Nhits): seeds = 1 # in here, so that it is sent along
+    tape = demo_tape(days=90, older=120); panel = Panel.from_bars(tape.bars['TRADES', '1 min'], tape.dividends.to_dict(), older=tape.bars['TRADES', '5 mins'])
+    monkeypatch.setitem(MEMBERS, 'nhits', Single); networks = tmp_path/'cache'/'networks'
+    def run(work): nw.network.cache_clear(); nw.said.cache_clear(); shutil.rmtree(tmp_path/'cache'/'experiments', ignore_errors=True); walk = walk_in(tmp_path, work); return evaluate(panel, 'nhits', run=walk), walk.shelf
+    ev, shelf = run(OnRay('local', 1)); files = {p.name: p.stat().st_ino for p in networks.glob('*.npz')}
+    assert files and len(shelf.made) == len(files)
+    there, shelf = run(OnRay('local', 1)); assert not shelf.made and {p.name: p.stat().st_ino for p in networks.glob('*.npz')} == files and same(there, ev)
+    def unable(*_): raise ModelError('nothing is learned here')
+    with monkeypatch.context() as m: m.setattr(nw, 'train', unable); here, _ = run(parallel.here)
+    for a, b in zip((*ev.q.values(), *ev.sigma.values()), (*here.q.values(), *here.sigma.values())): np.testing.assert_allclose(a, b, atol=1e-6)

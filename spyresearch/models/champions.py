@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'FORMAT', 'SERVES', 'MANIFEST', 'DAYS', 'ID', 'POINTER', 'FIELDS', 'SHOWN', 'MEASURES', 'code_word',
-           'moment', 'alone', 'learned_from', 'manifest_of', 'keep', 'whole', 'NotYet', 'unfit', 'check', 'Kept',
-           'load_model', 'promotions', 'pointer', 'load_champion', 'promote', 'rollback', 'listing', 'table',
-           'metrics_of', 'best', 'renew']
+           'shelf_word', 'shelf_in', 'moment', 'alone', 'learned_from', 'manifest_of', 'keep', 'whole', 'NotYet',
+           'unfit', 'check', 'Kept', 'load_model', 'promotions', 'pointer', 'load_champion', 'promote', 'rollback',
+           'listing', 'table', 'metrics_of', 'best', 'renew']
 
 # %% ../../nbs/models/51_champions.ipynb #092d67cd
 import getpass, hashlib, inspect, json, os, re, shutil, tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType
 from zipfile import BadZipFile
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from ..core import ET, UTC, DataError, FolderError, ModelError, UsageError, atomic_write, file_hash, git_revision, one_provenance, package_versions, parse_asof
 from ..journal import Journal
 from .experiment import plain, train
+from . import networks
 from .forecaster import KINDS, Scaled, fingerprints, load
 from .touch import Touch, load_touch
 from ..sessions import add_sessions, session
@@ -60,6 +62,18 @@ def code_word(
         todo += [p for p in parts if isinstance(p, (type, FunctionType))]
         words.append(_text((o.__qualname__, getattr(o, '__code__', None), [p for p in parts if not isinstance(p, (type, FunctionType))])))
     return hashlib.sha256('\n'.join(sorted(words)).encode()).hexdigest()[:16]
+
+# %% ../../nbs/models/51_champions.ipynb #540e7a81
+@lru_cache(maxsize=1)
+def shelf_word() -> str: # 16 hexadecimal digits
+    "A word that changes whenever what learns a network may have."
+    return hashlib.sha256(json.dumps([code_word(networks.train), package_versions(('numpy', 'torch', 'neuralforecast'))], sort_keys=True).encode()).hexdigest()[:16]
+
+def shelf_in(
+    root, # data folder
+) -> networks.Shelf:
+    "The networks of a data folder."
+    return networks.Shelf(Path(root)/'cache'/'networks', shelf_word())
 
 # %% ../../nbs/models/51_champions.ipynb #32ffa741
 def moment(store:Store) -> datetime: # aware
@@ -393,7 +407,9 @@ def renew(
     except NotYet: now = pointer(store)['to'] # it serves a later moment
     except ModelError as e: why = f'{e.what}: {e.why}'
     if now and not always: return now, f'{now} serves'
-    name = best(ev); id = keep(train(panel, name, ev['seed']), panel, metrics_of(ev, name), store, at, ev['seed'], touch=touch)
+    name = best(ev)
+    with networks.kept_in(shelf_in(store.root)): model = train(panel, name, ev['seed'])
+    id = keep(model, panel, metrics_of(ev, name), store, at, ev['seed'], touch=touch)
     if id == now: return id, f'{id} serves; the same was trained again'
     if now and not up: return id, f'{id} is kept; {now} goes on serving, until spy models promote {id}'
     promote(store, id, why or 'as asked', who, at)

@@ -26,7 +26,7 @@ from .folds import EMBARGO, Fold, folds
 from .forecaster import SOURCES, Targets, blocks
 from .heads import HarShape, ScaleShape
 from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, rolling_error, skill_interval, skill_pct
-from .networks import NETWORKS
+from .networks import NETWORKS, VARIANTS
 from .refined import Refined
 from .scale import Scale
 from .targets import HORIZONS, origin_times, ripe
@@ -67,7 +67,7 @@ def weights(
     return w/w.sum(1, keepdims=True)
 
 # %% ../../nbs/models/50_experiment.ipynb #778b55ab
-MEMBERS = BASELINES | {o.name: o for o in (AutoArima, AutoEts, Boosted, Daily, Scale, Refined, HarShape, ScaleShape, BoostedFlow, BoostedImplied, HarIv, HarIv30)} | NETWORKS
+MEMBERS = BASELINES | {o.name: o for o in (AutoArima, AutoEts, Boosted, Daily, Scale, Refined, HarShape, ScaleShape, BoostedFlow, BoostedImplied, HarIv, HarIv30)} | NETWORKS | VARIANTS
 ALL = (*BASELINES, 'boosted', 'daily', 'scale', 'refined')
 SETS = dict(all=ALL, deep=(*ALL, *NETWORKS), light=(*BASELINES, 'scale'), fast=('const', 'tod', 'ewma_diurnal', 'har'))
 SYSTEM = 'ensemble' # the system's own forecast

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DAILY', 'Job', 'FORMAT', 'LIBRARIES', 'ROOM', 'QUIET', 'STORE_BYTES', 'RETRIES', 'data_words', 'keys', 'Pieces',
            'attempt', 'here', 'whole', 'Walk', 'walk_in', 'bundles', 'ray_module', 'answers', 'cluster', 'teach',
-           'Lost', 'OnRay']
+           'sent', 'Lost', 'OnRay']
 
 # %% ../../nbs/models/52_parallel.ipynb #db2a7f17
 import hashlib, json, logging, os, socket
 from collections import namedtuple
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import SPEED, FolderError, ModelError, SpyError, UsageError, atomic_write, pack, package_versions, unpack
-from .champions import code_word
+from .champions import code_word, shelf_in
 from .experiment import MEMBERS, step
+from .networks import SHELF, Network, Shelf, kept_in
 from .scale import Scale
 from .windows import PER_DAY
 
@@ -140,8 +141,9 @@ class Walk:
     def __init__(self,
         folder=None, # where pieces are kept; None keeps none
         work=here, # makes jobs: `here` or an `OnRay`
-    ): self.pieces, self.work, self.reused, self.made = Pieces(folder) if folder else None, work, 0, 0
-    words = property(lambda self: self.pieces.words if self.pieces else [])
+        shelf:Shelf=None, # for networks that are learned on the way
+    ): self.pieces, self.work, self.shelf, self.reused, self.made = Pieces(folder) if folder else None, work, shelf, 0, 0
+    words = property(lambda self: [*(self.pieces.words if self.pieces else []), *(self.shelf.words if self.shelf else [])])
     def __repr__(self): return f'Walk({self.reused} pieces were there, {self.made} were made)'
 
 @patch
@@ -155,20 +157,20 @@ def __call__(self:Walk, names, w, targets, blocks, seed, progress): # yields nam
         while left and (got := whole(mine[left[0]], done)) is not None: yield left.pop(0), got
     if done: progress(len(done), len(jobs), 'kept')
     yield from ready()
-    with closing(self.work([j for j in jobs if j not in done], w, targets, seed)) as work:
+    with kept_in(self.shelf) if self.shelf else nullcontext(), closing(self.work([j for j in jobs if j not in done], w, targets, seed)) as work:
         for job, piece in work:
             if job in done: continue
             if self.pieces and isinstance(piece, tuple): self.pieces.put(key[job], piece)
             done[job] = piece; self.made += 1; progress(len(done), len(jobs), job.name)
             yield from ready()
-    if self.pieces: self.pieces.prune()
+    for o in filter(None, (self.pieces, self.shelf)): o.prune()
 
 def walk_in(
     root, # data folder
     work=here, # or an `OnRay`
 ) -> Walk:
-    "The walk of a run, whose pieces stay in its data folder."
-    return Walk(Path(root)/'cache'/'experiments', work)
+    "The walk of a run, whose pieces and networks stay in its data folder."
+    return Walk(Path(root)/'cache'/'experiments', work, shelf_in(root))
 
 # %% ../../nbs/models/52_parallel.ipynb #1ad46a4b
 def bundles(
@@ -217,13 +219,19 @@ def cluster(
 # %% ../../nbs/models/52_parallel.ipynb #730e89b1
 _held = {} # of a process: the id of what it was given -> windows, labels
 
-def teach(shared, id:str, bundle:list, codes:list, seed:int): # yields a piece a job; the first SpyError is the last
+def teach(shared, id:str, bundle:list, codes:list, seed:int, word:str='', known:dict=None): # yields a piece a job and the networks learned for it, name -> bytes; the first SpyError is the last
     "A bundle, in a process of the cluster."
     if id not in _held: _held.clear(); _held[id] = shared
     for job, code in zip(bundle, codes):
-        if code_word(job.make) != code: yield UsageError(f'the cluster has other code for {job.name}', 'its processes would make other forecasts', 'install the same version on every machine'); return
-        yield (piece := attempt(job, *_held[id], seed))
+        if code_word(job.make) != code: yield UsageError(f'the cluster has other code for {job.name}', 'its processes would make other forecasts', 'install the same version on every machine'), {}; return
+        with kept_in(Shelf(word=word, known=dict(known or {}))) as shelf: piece = attempt(job, *_held[id], seed)
+        yield piece, shelf.made
         if isinstance(piece, SpyError): return
+
+def sent(jobs:list) -> tuple: # word; name -> bytes
+    "What goes along of the networks that are kept."
+    shelf, kinds = SHELF.get(), {j.make.kind for j in jobs if issubclass(j.make, Network)}
+    return (shelf.word, shelf.files(kinds) if kinds else {}) if shelf else ('', {})
 
 # %% ../../nbs/models/52_parallel.ipynb #4786b140
 RETRIES = 3
@@ -238,14 +246,15 @@ class OnRay:
         "As `here`, in other processes."
         if not jobs: return
         with cluster(self.address, self.workers) as ray:
-            shared = ray.put((w, targets)); codes = {j.make: code_word(j.make) for j in jobs}
+            word, known = sent(jobs); shared, known = ray.put((w, targets)), ray.put(known); codes = {j.make: code_word(j.make) for j in jobs}
             task = ray.remote(num_cpus=1, num_returns='streaming', max_retries=RETRIES, scheduling_strategy='SPREAD')(teach)
-            left = {task.remote(shared, shared.hex(), b, [codes[j.make] for j in b], seed): list(b) for b in bundles(jobs, int(ray.cluster_resources().get('CPU', 1)))}
+            left = {task.remote(shared, shared.hex(), b, [codes[j.make] for j in b], seed, word, known): list(b) for b in bundles(jobs, int(ray.cluster_resources().get('CPU', 1)))}
             try:
                 while left:
                     (stream, *_), _ = ray.wait(list(left), num_returns=1)
-                    try: piece = ray.get(next(stream))
+                    try: piece, made = ray.get(next(stream))
                     except StopIteration: left.pop(stream); continue
+                    if shelf := SHELF.get(): shelf.take(made)
                     if isinstance(piece, UsageError): raise piece
                     yield left[stream].pop(0), piece
             except ray.exceptions.RayTaskError: raise
