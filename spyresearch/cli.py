@@ -8,8 +8,8 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
            'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Run', 'Why', 'Lang', 'Id', 'Px', 'At', 'Port',
            'Host', 'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
            'check_parity', 'run', 'train', 'evaluate', 'backtest', 'compare', 'models', 'promote', 'rollback',
-           'tickets', 'took', 'closed', 'explain', 'certify', 'live', 'record', 'replay', 'lab', 'web', 'new_research',
-           'docs', 'drill', 'test', 'bench', 'main']
+           'tickets', 'took', 'closed', 'explain', 'certify', 'evening', 'live', 'record', 'replay', 'lab', 'web',
+           'new_research', 'docs', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/70_cli.ipynb #46ea9e6f
 try:
@@ -442,12 +442,28 @@ def certify(ctx: typer.Context, day: _opt(Optional[str], '--day', 'A session tha
     write_json(dict(day=str(bar.day), provenance=bar.provenance, ok=bar.ok, forecasts=bar.n_forecasts, words=bar.n_words, largest=bar.most, differences=[vars(o) for o in bar.diffs], notes=list(bar.notes)), json_out)
     bar.check()
 
+# %% ../nbs/70_cli.ipynb #6a35a571
+def _reports_of(store, given):
+    "The folder of the reports on a data folder that has been named alone."
+    name = (store.provenance or '').partition(':')[2]
+    return Path('reports', *(['replay', name] if name else [])) if given is None else _folder(None, given, 'reports')
+
+@app.command()
+def evening(ctx: typer.Context, day: _opt(Optional[str], '--day', 'A session that spy live has put on record, YYYY-MM-DD; the last one by default.') = None, tws: Tws = None, bars: Bars = None, data: Data = None, reports: Reports = None, seed: Seed = 7, edge: Edge = 0., json_out: Json = None):
+    "The report of a session: its chart with forecasts and tickets, what was declared and what came, feed, learning, live against history; HTML, also without a ticket."
+    from spyresearch.live.review import evening_of
+    from spyresearch.runs import execute
+    store = _stored(ctx); at = evening_of(store, _date(day, '--day')).day
+    done = execute('evening', dict(data=str(store.root), day=str(at)), _reports_of(store, reports))
+    if json_out: write_json(done.load('evening.json'), json_out)
+    print(done.verdict, f'report: {done.report}', sep='\n', file=sys.stderr if json_out == '-' else sys.stdout)
+
 # %% ../nbs/70_cli.ipynb #1afe31d5
 @app.command()
 def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, quotes: Quotes = None, trades: Trades = None, book: BookFile = None, intraminute: Intraminute = '', data: Data = None, asof: Asof = None,
          days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', features: Features = None, once: _opt(bool, '--once', 'One session, then end.') = False,
          until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
-         options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, alert: _opt(Optional[list[str]], '--alert', 'Tell what asks for an action: bell, desktop or webhook (its address in SPY_WEBHOOK); again for another way.', envvar='SPY_ALERT') = None,
+         options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, report: _opt(bool, '--report/--no-report', "Make the evening's report of each session that was recorded to its close.") = True, reports: Reports = None, alert: _opt(Optional[list[str]], '--alert', 'Tell what asks for an action: bell, desktop or webhook (its address in SPY_WEBHOOK); again for another way.', envvar='SPY_ALERT') = None,
          lang: Lang = None, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
     "Record every session and, each minute, forecast it: row, features, forecast, touches, tickets or reasons for silence; for ever, until Ctrl-C. Without a model it records and says so."
     from spyresearch.live.alerts import Alerts, ways_of
@@ -460,8 +476,9 @@ def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = 
     if n == 'all': raise UsageError('--days all is not for a live run', 'its start must not take hours', 'fetch the past with `spy history --days all` first')
     root = _folder(source, data, 'data', client_id)
     if features: _adopt(Store(root), features)
+    make = [sys.executable, '-m', 'spyresearch.cli', 'evening', '--data', root, '--reports', _folder(source, reports, 'reports', client_id), '--day'] if report else None
     with open_source(source, **({} if tws else dict(speed=speed, faults=faults, from_open=True))) as (host, port):
-        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say, shows=True, alerts=alerts))
+        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say, shows=True, alerts=alerts, report=make and (lambda day: [*make, day])))
 
 # %% ../nbs/70_cli.ipynb #75ea4f72
 @app.command()
