@@ -518,7 +518,7 @@ def _page(kind, data, lang, port, host, no_token, browser, seconds=None):
     "Start a page and stay until it ends."
     from spyresearch.checks import checkout
     from spyresearch.live.pages import check_port, page_command, page_env, serve_page
-    from spyresearch.start import start_page
+    from spyresearch.catalog import start_page
     top = checkout(); check_port(port, host)
     cmd = page_command(kind, top, port, host, not no_token, browser, **(dict(first=start_page(top)) if kind == 'lab' else {}))
     return serve_page(cmd, page_env(dict(os.environ), data, seconds, lang or ''))
@@ -539,7 +539,7 @@ def web(data: Data = None, lang: Lang = None, port: Port = 0, host: Host = '127.
 def new_research(name: Annotated[str, typer.Argument(help='Lower-case words joined by underscores.')]):
     "Lay out a research notebook in nbs/research, which runs as it is on the demo."
     from spyresearch.checks import checkout
-    from spyresearch.start import new_research as lay_out
+    from spyresearch.models.question import new_research as lay_out
     out = lay_out(name, checkout()/'nbs'/'research')
     print(f'{out}', 'open it with spy lab', sep='\n')
 

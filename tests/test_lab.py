@@ -15,10 +15,11 @@ import pytest
 from nbdev.clean import clean_nb
 
 from spyresearch import cli
+from spyresearch.catalog import start_cells, start_page
 from spyresearch.core import SPEED, DataError
 from spyresearch.live.pages import clean_notebook, clean_on_save, page_command, page_env
+from spyresearch.models.question import new_research
 from spyresearch.runs import declared, execute
-from spyresearch.start import new_research, start_cells, start_page
 
 ROOT = Path(__file__).parents[1]
 BOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
