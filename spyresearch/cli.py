@@ -569,18 +569,23 @@ def docs(ctx: typer.Context, out: _opt(Path, '--out', 'The folder of the site.')
 
 # %% ../nbs/70_cli.ipynb #8abb6858
 @app.command()
-def drill(ctx: typer.Context, what: Annotated[str, typer.Argument(help='day: a session with faults and a kill, beside the same one without.')], bars: Bars = None, intraminute: Intraminute = '', asof: Asof = None,
-          until: _opt(Optional[str], '--until', 'Stop at HH:MM New York; nothing is sealed then.') = None, keep: _opt(Optional[Path], '--keep', 'An empty folder for both records.') = None,
-          seed: Seed = 7, sessions: Sessions = 130, json_out: Json = None):
-    "The fault drill, on the demo's last session or on real bars."
+def drill(ctx: typer.Context, what: Annotated[str, typer.Argument(help='day: a session with faults and a kill, beside the same one without. week: sessions in a row, and a page of what must hold.')], bars: Bars = None, intraminute: Intraminute = '', asof: Asof = None,
+          until: _opt(Optional[str], '--until', 'Stop at HH:MM New York; nothing is sealed then.') = None, keep: _opt(Optional[Path], '--keep', "An empty folder for the records; a week that lies there is inspected again.") = None,
+          reports: Reports = None, seed: Seed = 7, sessions: Sessions = 130, json_out: Json = None):
+    "The fault drill of a session or of a week that ends with it: the demo's last, or --asof of real bars."
     from spyresearch.live.drill import drill as run
     from spyresearch.live.drill import day_of, table
-    if what != 'day': raise UsageError(f'there is no drill {what!r}', 'one is built: day', 'as spy drill day')
+    if what not in ('day', 'week'): raise UsageError(f'there is no drill {what!r}', 'two are built: day and week', 'as spy drill day')
+    if what == 'week' and until: raise UsageError('--until is not for a week', 'it ends with its last session', 'leave it out')
     source = _source(ctx, intraminute=intraminute or ('simulated' if bars else ''))
-    if keep and keep.exists() and any(keep.iterdir()): raise UsageError(f'{keep} is not empty', 'records of two drills would mix', 'name a new folder')
-    day, end = day_of(source, until)
-    checks = run(source, day, end, keep, say=lambda text: print(text, flush=True))
-    print(table(checks)); write_json(dict(day=str(day), provenance=source.name, checks=[o._asdict() for o in checks]), json_out)
+    def tell(text): print(text, flush=True)
+    if what == 'week':
+        from spyresearch.diary import drill_week
+        page, checks = drill_week(source, _folder(source, reports, 'reports'), keep, tell); named = dict(page=str(page)); tell(page)
+    else:
+        if keep and keep.exists() and any(keep.iterdir()): raise UsageError(f'{keep} is not empty', 'records of two drills would mix', 'name a new folder')
+        day, end = day_of(source, until); checks, named = run(source, day, end, keep, tell), dict(day=str(day))
+    print(table(checks)); write_json(named | dict(provenance=source.name, checks=[o._asdict() for o in checks]), json_out)
     if bad := [o.name for o in checks if not o.ok]: raise CheckFailed(f'the drill failed: {bad[0]}', f'{len(bad)} of {len(checks)} checks', 'run it again with --keep to look at the records')
 
 # %% ../nbs/70_cli.ipynb #543e28c9

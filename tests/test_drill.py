@@ -49,7 +49,7 @@ def test_a_program_that_fails_fails_the_drill(tmp_path):
         drill(Source(), date(2025, 12, 5), at(date(2025, 12, 5), 9, 50), tmp_path, days=25)
 
 
-@pytest.mark.parametrize('args,words', [(['week'], 'no drill'), (['day', '--until', '09:31'], 'quarter of an hour'), (['day', '--asof', '2025-11-27'], 'not a trading day')])
+@pytest.mark.parametrize('args,words', [(['month'], 'no drill'), (['week', '--until', '10:30'], 'not for a week'), (['week', '--asof', '2025-11-27'], 'not a trading day'), (['day', '--until', '09:31'], 'quarter of an hour'), (['day', '--asof', '2025-11-27'], 'not a trading day')])
 def test_wrong_words_on_the_command_line(args, words):
     done = subprocess.run([sys.executable, '-m', 'spyresearch.cli', 'drill', *args], capture_output=True, text=True)
     assert done.returncode == 2 and words in done.stderr

@@ -141,6 +141,13 @@ def test_what_was_changed_afterwards_is_found(demo, folder):
     with pytest.raises(DataError, match='no engine has put'): certify(store, date(2025, 12, 4))
 
 
+def test_a_restart_within_a_minute_does_not_think_about_it_twice(demo, folder):
+    run(lived(demo, folder, '09:15:00', '09:46:20')); r = run(lived(demo, folder, '09:46:30', '09:49:00')); store = r.store
+    ats = [t['at'][11:16] for t in minutes_of(store)]
+    assert ats == sorted(set(ats)) and not r.engine.errors and not any('error' in t for t in minutes_of(store))
+    assert [o['origin'][11:16] for o in of_day(store.journal/'forecasts.jsonl', DAY)] == ['09:44', '09:45', '09:46', '09:47', '09:48']
+
+
 # --- without a model, or with another
 
 def test_without_a_model_the_day_is_recorded_and_the_reason_said(demo, folder):

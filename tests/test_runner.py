@@ -173,6 +173,14 @@ def test_over_a_weekend_and_awake_before_the_open(tmp_path):
     assert asked == []
 
 
+def test_a_session_of_which_the_source_has_nothing_is_sealed_and_named(tmp_path):
+    "No calendar knew of it: the program wakes, hears nothing, and goes on to the next session."
+    tape = demo(); cut = lambda b: b[b.index.normalize().tz_localize(None) != str(half)]
+    r = run(lived(tmp_path, '12:50:00', on=str(half), tape=replace(tape, bars={k: cut(b) for k, b in tape.bars.items()}, ticks={d: o for d, o in tape.ticks.items() if d != half}), once=True))
+    assert r.feed.log.days(sealed=True) == [half] and r.store.raw(half) is None
+    assert len(r.feed.log.read(half)) == 210*60 and not r.feed.log.read(half)['volume'].gt(0).any() and any('the day is sealed' in o for o in r.said)
+
+
 def test_over_a_holiday(tmp_path):
     r = run(lived(tmp_path, '16:30:00', on='2025-11-26', days=2, until=at('09:30:30', str(half))))
     assert 'asleep until Fri 2025-11-28 09:20' in r.said[0] and upto(r.feed.log.read(half), '09:30:30', half) == 30

@@ -17,7 +17,7 @@ from ..core import ET, DataError, FeedError, RealClock, UsageError, quiet, stamp
 from ..features.prepare import prepare
 from ..features.recorded import catch_up, flow_log, usual_depth, write_flow
 from ..features.smile import Smile
-from ..sessions import is_session, next_session, session
+from ..sessions import is_session, next_session, session, sessions
 from ..store import Store
 from ..trade.record import note_account
 from ..tws.chain import Chain, chain_file, chain_frame, seal_chain_day
@@ -335,7 +335,7 @@ async def closing(self:Runner, day):
     close = session(day).close.to_pydatetime()
     await self.nap(close + (timedelta(seconds=15) if self.is_tape else SETTLED + timedelta(minutes=1)))
     own = dict(self.feed.own)
-    try: self.line(str(await self.fetch(1)).split('\n')[0])
+    try: self.line(str(await self.fetch(len(sessions(max((d for d in self.store.raw_days() if d < day), default=day), day)))).split('\n')[0])
     except FeedError as e: self.line(f'the day could not be read once more: {e.what}; spy history does it later')
     else: self.compare(day, own)
     self.feed.seal(); write_flow(self.store, day, norm=self.depth)
