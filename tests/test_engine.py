@@ -1,7 +1,9 @@
 """The engine beside the feed: what it says, that history says the same, and that nothing it does touches the record."""
 import asyncio
 import json
+import os
 import shutil
+import sys
 import threading
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -10,13 +12,15 @@ import numpy as np
 import pytest
 
 from live import at
-from spyresearch.core import CheckFailed, DataError, RealClock
+from spyresearch.core import CheckFailed, DataError, FolderError, RealClock
 from spyresearch.features.prepare import prepare
-from spyresearch.live import infer
-from spyresearch.live.certify import certify, explain_forecast, newest
+from spyresearch.journal import Journal
+from spyresearch.live import infer, runner, worker
+from spyresearch.live.certify import certify, explain_forecast, newest, on_file
 from spyresearch.live.engine import Engine, of_day
 from spyresearch.live.runner import Runner, clock_of
-from spyresearch.live.words import Desk
+from spyresearch.live.worker import Learning
+from spyresearch.live.words import Caution, Desk
 from spyresearch.models.bank import _LATE, bank
 from spyresearch.models.champions import keep, load_champion, promote
 from spyresearch.models.experiment import evaluate, train
@@ -69,11 +73,11 @@ def champion(store, upto=None, seed=7):
     return id
 
 
-async def lived(tape, root, begin, until, chain=False, day=DAY, speed='max', days=88, heard=None, s=300, **how):
+async def lived(tape, root, begin, until, chain=False, day=DAY, speed='max', days=88, heard=None, s=300, learns=False, **how):
     "A runner that thinks, from one time to another."
     async with ReplayServer(tape, at(begin, str(day)), speed, control=True) as srv:
         srv.listing, clock, said = listing_of(srv), await clock_of('127.0.0.1', srv.port), []
-        r = Runner('127.0.0.1', srv.port, Store(root), clock, days=days, chain=chain, say=said.append, thinks=True, publish=(lambda kind, body, known_at: heard.append((kind, body))) if heard is not None else None)
+        r = Runner('127.0.0.1', srv.port, Store(root), clock, days=days, chain=chain, say=said.append, thinks=True, publish=(lambda kind, body, known_at: heard.append((kind, body))) if heard is not None else None, learns=learns)
         r.said = said
         try: await asyncio.wait_for(r.run(at(until, str(day)), **how), s)
         finally: clock.detach()
@@ -139,6 +143,57 @@ def test_what_was_changed_afterwards_is_found(demo, folder):
     assert [(d.at[11:16], d.what) for d in c.diffs] == [('09:46', 'px'), ('09:47', 'row_hash')]
     with pytest.raises(CheckFailed, match='2 differences'): c.check()
     with pytest.raises(DataError, match='no engine has put'): certify(store, date(2025, 12, 4))
+
+
+# --- learning beside
+
+def alarmed(folder): "An alarm of an earlier evening in the journal."; Journal(folder/'journal'/'learning.jsonl').append(dict(kind='alarm', day='2025-12-03', why='planted', widen=1.5))
+
+
+def test_a_session_is_learned_from_and_the_day_stays_the_same_from_history(demo, folder):
+    heard = []; r = run(lived(demo, folder, '15:30:00', '16:30:00', heard=heard, learns=True, once=True)); store, id = r.store, r.engine.kept.id
+    rows = Journal(store.journal/'learning.jsonl').read(); assert [(o['kind'], o['day']) for o in rows] == [('frozen', str(DAY)), ('day', str(DAY))]
+    assert set(rows[1]['scores']) == {id, 'served'} and rows[1]['scores'][id]['n'] == [75, 73, 70, 64] and rows[1]['scores']['served']['n'][0] == 5 and rows[1]['roles']['champion'] == id
+    told = [b for k, b in heard if k == 'learning']; assert len(told) > 20 and told[0]['champion'] == id and told[-1]['n_days'] == 1 and told[0]['alarm'] is None and r.engine.errors == 0
+    assert certify(store, DAY).check().n_forecasts > 20
+
+
+def test_an_alarm_widens_and_silences_and_the_day_stays_the_same_from_history(demo, folder):
+    alarmed(folder); r = run(lived(demo, folder, '09:15:00', '09:51:00', learns=True)); rows = of_day(r.store.journal/'forecasts.jsonl', DAY)
+    assert {o['widen'] for o in rows} == {1.5} and (r.engine.desk.stage.size, r.engine.desk.stage.blocks) == (0., ('not calibrated',)) and any('alarm of 2025-12-03: planted; bands 1.50 times' in o for o in r.said)
+    store = run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)); c = certify(store, DAY); assert c.check().n_forecasts == len(rows) == 7 and any('1.50 times as wide' in o for o in c.notes)
+    d = on_file(store, DAY); calm = infer.at_once(d.kept, d.panel, d.minute, infer.state_at_open(d.kept, d.panel.days_upto(len(d.panel) - 1)))[2]
+    for o, q in zip(rows, calm): np.testing.assert_allclose(np.array(o['q'][:4], float) - q[:4, 10:11], 1.5*(q[:4] - q[:4, 10:11]), atol=1e-9)
+    path = store.journal/'learning.jsonl'; path.write_text(path.read_text().replace('"widen": 1.5', '"widen": 1.6')); assert {o.what for o in certify(store, DAY).diffs} >= {'widen', 'q'}
+
+
+FAULTY = """import json, os, sys, time
+def say(**o): print(json.dumps(o), flush=True)
+sys.stdin.readline(); life = len(os.listdir({lives!r})); open({lives!r} + f'/{{life}}', 'w').close(); say(ready='x')
+for n, line in enumerate(sys.stdin, 1):
+    o = json.loads(line)
+    if life == 0 and n == 2: os.kill(os.getpid(), 9)
+    if life == 1 and n == 2: time.sleep(3600)
+    say(update=n, undone='a weight is no number'*(life == 2 and n == 1), outliers=0, seconds=.1, moved=0., loss=1., morning=1.) if 'now' in o else say(kept=None)
+"""
+
+
+def test_whatever_happens_to_the_process_beside_is_on_record_and_the_forecasts_go_on(demo, folder, tmp_path, monkeypatch):
+    "It is killed, its successor hangs, the third finds a weight that is no number, and the disk is full for the journal of learning in between."
+    (lives := tmp_path/'lives').mkdir(); full, append = [0], Journal.append
+    class Beside(Learning):
+        def __init__(self, store, refits): super().__init__(store, refits=refits, command=[sys.executable, '-c', FAULTY.format(lives=str(lives))], deadline_s=5.)
+        def minute(self, now, bars):
+            with self.learner.store.clock.hold(): out = super().minute(now, bars); self.worker.wait() # the tape is faster than any process
+            return out
+    def short(self, record):
+        if self.path.name == 'learning.jsonl' and full[0] < 2: full[0] += 1; raise FolderError('no space left on device')
+        return append(self, record)
+    monkeypatch.setattr(Journal, 'append', short); monkeypatch.setattr(worker, 'teachable', lambda learner, at: learner.roles([])['champion']); monkeypatch.setattr(runner, 'Learning', Beside)
+    heard = []; r = run(lived(demo, folder, '09:15:00', '09:56:00', learns=True, heard=heard)); rows = [o for o in Journal(folder/'journal'/'learning.jsonl').read() if o['kind'] == 'fault']
+    assert ['status -9' in rows[0]['why'], 'said nothing' in rows[1]['why'], rows[2]['why'], len(rows), full[0]] == [True, True, 'a weight is no number', 3, 2], rows
+    assert len(of_day(r.store.journal/'forecasts.jsonl', DAY)) == 12 and r.feed.counts['data'] + r.feed.counts['quiet'] == 26*60 and (r.engine.errors, r.engine.overruns) == (0, 0)
+    assert max(b['updates'] for k, b in heard if k == 'learning') > 5 and r.learning.worker is None and len(os.listdir(lives)) == 3
 
 
 def test_a_restart_within_a_minute_does_not_think_about_it_twice(demo, folder):
@@ -233,3 +288,6 @@ def test_a_ticket_at_the_close_is_the_one_of_the_walk():
     [ours] = [o for o in words if isinstance(o, Ticket)]
     assert row(ours) == row(t) and why[ours.id]['id'] == t.id and why[ours.id]['bucket']['votes']
     assert [o for o in desk.at_once(now, *said, [o for o in signals.tickets if o[0].issued_at < t.issued_at])['swing'] if isinstance(o, Ticket)] == [ours]
+    desk.careful = Caution(.5, 1.2); words, why = desk.closing(now, *said, []); [half] = [o for o in words if isinstance(o, Ticket)]
+    assert half.size_frac == round(t.size_frac/2, 4) > 0 and half.id != t.id and why[half.id]['caution'] == .5
+    desk.careful = Caution(0., 1.2, ('not calibrated',)); assert all('not calibrated' in o.reasons for o in desk.closing(now, *said, [])[0])

@@ -19,7 +19,8 @@ from ..features import prepare as features
 from ..features.extension import recall
 from .engine import BLOCK, brief, curves, digits, of_day
 from .infer import Growing, at_once, row_hash, state_at_open, touch_grid
-from .words import Desk, walked
+from .learn import heeded
+from .words import Caution, Desk, walked
 from ..models.champions import load_model
 from ..models.parallel import walk_in
 from ..models.targets import EVERY, FIRST, HORIZONS, known_close
@@ -53,6 +54,7 @@ class Day:
     panel: Panel|None
     minute: np.ndarray # of each forecast
     said: tuple = () # sigma, plain and tracked quantiles, worked out again
+    careful: Caution = Caution() # from the journal of learning, as of the morning
 
 # %% ../../nbs/live/53_certify.ipynb #5df6bd91
 def newest(store:Store) -> date: # of the minutes' records
@@ -74,12 +76,12 @@ def on_file(
     recall(store); rows, ticks = (of_day(store.journal/f'{name}.jsonl', day, key) for name, key in (('forecasts', 'origin'), ('ticks', 'at')))
     if not ticks: raise DataError(f'{store.root}: no engine has put {day} on record', 'there is nothing to compare', 'name a day on which spy live ran in this folder')
     s = session(day); minute = np.array([(pd.Timestamp(o['origin']) - s.open)//pd.Timedelta(minutes=1) for o in rows], int)
-    rows, minute = [o for o, m in zip(rows, minute) if m <= upto], minute[minute <= upto]
+    rows, minute, careful = [dict(widen=1.) | o for o, m in zip(rows, minute) if m <= upto], minute[minute <= upto], heeded(store, day)
     if not rows: return Day(store, day, rows, ticks, None, None, minute)
     kept = load_model(store, rows[0]['model'], s.open.to_pydatetime()); p = Panel.from_store(store, upto=s.close.to_pydatetime())
     if day not in p.days: raise DataError(f'{store.root}: no day file of {day} from history', 'it is not there, or of another list of features', 'run spy history and spy prepare with enough --days to reach it')
     p = p.days_upto(p.days.index(day) + 1); p = p.days_from(sum(str(o) < rows[0]['since'] for o in p.days))
-    return Day(store, day, rows, ticks, kept, p, minute, at_once(kept, p, minute, state_at_open(kept, p.days_upto(len(p) - 1)), [o['lacks'] for o in rows]))
+    return Day(store, day, rows, ticks, kept, p, minute, at_once(kept, p, minute, state_at_open(kept, p.days_upto(len(p) - 1)), [o['lacks'] for o in rows], careful.widen), careful)
 
 # %% ../../nbs/live/53_certify.ipynb #8b4064fd
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def row(self:Day, k:int) -> dict:
     "What the journal would hold of forecast `k`."
     o, i, d, (sigma, plain, q) = self.rows[k], int(self.minute[k]), len(self.panel) - 1, self.said
     px = float(known_close(self.panel)[d, i]); t = touch_grid(self.kept.touch, sigma[k], i, px, int(self.panel.n[d]))
-    out = dict(px=px, sigma=digits(sigma[k]), plain=curves(plain[k]), q=curves(q[k]), model=self.kept.id, touch=t and {n: digits(v) if n != 'minutes' else v for n, v in t.items()})
+    out = dict(px=px, sigma=digits(sigma[k]), plain=curves(plain[k]), q=curves(q[k]), widen=self.careful.widen, model=self.kept.id, touch=t and {n: digits(v) if n != 'minutes' else v for n, v in t.items()})
     return out | ({} if o['lacks'] else dict(row_hash=row_hash(self.panel, d, i, self.kept.model.columns)))
 
 # %% ../../nbs/live/53_certify.ipynb #96273188
@@ -115,7 +117,7 @@ def forecasts(self:Day) -> tuple: # Diffs; the largest relative difference of wh
     return out, most
 
 # %% ../../nbs/live/53_certify.ipynb #7f066dd2
-LOOSE, OWN = 2e-4, ('id', 'size_frac', 'status', 'says') # of facts, which have four digits; of tickets, what the record adds
+LOOSE, OWN = 2e-4, ('id', 'status', 'says') # of facts, which have four digits; of tickets, what the record adds
 
 # %% ../../nbs/live/53_certify.ipynb #6dcacae9
 def key_of(o:dict) -> tuple: return str(pd.Timestamp(o.get('issued_at') or o['at'])), o['kind'] if o['kind'] == 'swing' else o.get('hold', OPTION), o.get('hold', '')
@@ -129,7 +131,7 @@ def differing(a:dict, b:dict) -> list: # of names
 def desk(self:Day, costs:Costs=Costs(), qty:int=100) -> Desk:
     "The desk of the day, laid out again."
     past = self.panel.days_upto(len(self.panel) - 1)
-    return Desk(Growing(past, self.day, float(self.panel.dividend[-1])).panel, walked(past, self.kept.model.name, self.kept.manifest['seed'], walk_in(self.store.root)), chains_of(self.store), costs, qty=qty)
+    return Desk(Growing(past, self.day, float(self.panel.dividend[-1])).panel, walked(past, self.kept.model.name, self.kept.manifest['seed'], walk_in(self.store.root)), chains_of(self.store), costs, qty=qty, careful=self.careful)
 
 # %% ../../nbs/live/53_certify.ipynb #ced3f0a8
 @patch
@@ -185,6 +187,7 @@ def certify(
     o = on_file(store, day); s = session(day)
     lost = s.n_minutes - FIRST - len(o.rows)
     notes = [f'{lost} minutes of {s.n_minutes - FIRST} have no forecast']*(lost > 0) + [f"{t['at'][11:16]}: {t['error']}" for t in o.ticks if t.get('error')][:9]
+    if o.careful.alarm: notes.append(f'alarm of {o.careful.alarm}; bands {o.careful.widen:.2f} times as wide, ' + ('no ticket' if o.careful.reasons else f'{o.careful.size:.0%} of every stake'))
     if early := sum('hold' not in w and w['kind'] == 'option' and w['says'] == 'silence' for t in o.ticks if 'forecast' in t for w in t.get('said', ())): notes.append(f'{early} silences came before anything could be decided')
     if late := sum(r['provisional'] for r in o.rows): notes.append(f"{late} forecasts were made on the feed's own bar, {sum(bool(r['lacks']) for r in o.rows)} without a feature that came later")
     if not o.rows:
@@ -216,7 +219,7 @@ def explain_forecast(
     id:str,
 ) -> tuple: # lines; names of what comes out otherwise; of Step
     "A forecast, rebuilt from the rows it came from."
-    o = find_forecast(store, id); s, at = session(date.fromisoformat(o['origin'][:10])), pd.Timestamp(o['origin'])
+    o = dict(widen=1.) | find_forecast(store, id); s, at = session(date.fromisoformat(o['origin'][:10])), pd.Timestamp(o['origin'])
     d = on_file(store, at.date(), (at - s.open)//pd.Timedelta(minutes=1)); k = len(d.rows) - 1; again, i = d.row(k), int(d.minute[k])
     names = [n for n in d.kept.model.columns if n in d.panel.names]; x = d.panel.x[-1, i]
     steps = [Step('forecast', 'id', o['id'], d.rows[k]['id'], f"bar {at:%Y-%m-%d %H:%M}, known {o['known_at']}"), Step('model', o['model'], f"{d.kept.manifest['n_days']} days to {d.kept.manifest['last']}", None, f"serves until {d.kept.manifest['expires']}"),
@@ -226,5 +229,6 @@ def explain_forecast(
     for j, h in enumerate(HORIZONS):
         for part, name in (('model', 'plain'), ('tracking', 'q')):
             if o[name][j]: steps += [Step(part, f'{h} {t} %', o[name][j][c], again[name][j] and again[name][j][c], 'log return') for c, t in ((2, 10), (10, 50), (18, 90))]
+    if o['widen'] != 1: steps.append(Step('caution', 'widen', o['widen'], again['widen'], d.careful.alarm or 'no alarm'))
     if o['touch']: steps += [Step('touch', f'{a:.2f} USD in {m} min', f'up {u:.4f}, down {v:.4f}', again['touch'] and f"up {again['touch']['up'][r][c]:.4f}, down {again['touch']['down'][r][c]:.4f}") for r, a in enumerate(o['touch']['distances']) for c, m in enumerate(o['touch']['minutes']) for u, v in [(o['touch']['up'][r][c], o['touch']['down'][r][c])] if r in (1, 3)]
     return lines_of(steps), [p.name for p in steps if p.differs], steps

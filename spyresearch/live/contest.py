@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['LOOKS', 'SURE', 'MARGIN', 'WORSE', 'REFERENCE', 'DELTA', 'FINE', 'STOP', 'HALF', 'WIDEST', 'expected_bp', 'score',
            'matured', 'grid', 'scored', 'served', 'Past', 'past', 'paired', 'relative', 'Verdict', 'compared', 'decide',
-           'surprise', 'drifts', 'Caution', 'caution', 'widened']
+           'surprise', 'drifts', 'caution', 'caution_at']
 
 # %% ../../nbs/live/43_contest.ipynb #1c439a75
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 import numpy as np
 import pandas as pd
 
 from ..core import ModelError, UsageError
+from .words import Caution
 from ..models.experiment import plain
 from ..models.metrics import dm_t, inside, pinball_bp, skill_pct
 from ..models.targets import AHEAD, FIRST, QUANTILES, returns
@@ -163,19 +164,9 @@ def drifts(
         if watch.drift_detected and abs(watch.estimation) > abs(before): out.append((i, before/unit, watch.estimation/unit))
     return out
 
-# %% ../../nbs/live/43_contest.ipynb #b8ef0d96
+# %% ../../nbs/live/43_contest.ipynb #037e70cd
 STOP, HALF, WIDEST = 10, 20, 2. # sessions after an alarm without signals, and with half the size; the most that bands are widened by
 
-@dataclass(frozen=True)
-class Caution:
-    "How careful to be: what trade, the forecast and the learner read."
-    size: float = 1.      # factor on every stake
-    widen: float = 1.     # factor on the distance of quantiles from the median
-    reasons: tuple = ()   # of the closed list of silences; empty where signals may be published
-    learns: bool = True   # may networks be fine-tuned?
-    alarm: str = ''       # in words; empty where there is none
-
-# %% ../../nbs/live/43_contest.ipynb #acae763e
 def caution(
     rows:list, # of the journal
 ) -> Caution:
@@ -187,9 +178,9 @@ def caution(
     wide = float(np.clip(r['widen'], 1, WIDEST)); words = f"{r['day']}: {r['why']}"
     return Caution(0., wide, ('not calibrated',), False, words) if since < STOP else Caution(.5, wide, (), False, words)
 
-def widened(
-    q:np.ndarray, # [..., 21] log returns
-    by:float, # of a `Caution`
-) -> np.ndarray:
-    "Quantiles further from their median."
-    mid = q[..., len(QUANTILES)//2, None]; return mid + by*(q - mid)
+def caution_at(
+    rows:list, # of the journal
+    day:date, # a session
+) -> Caution:
+    "What holds for a session: what was known before its open."
+    return caution([r for r in rows if r['day'] < str(day)])

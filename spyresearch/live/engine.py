@@ -20,7 +20,7 @@ from ..core import DataError, ModelError, RealClock, SpyError, UTC, stopwatch
 from ..features.prepare import dividends_of
 from ..journal import Journal
 from .infer import Answer, Growing, Inference, serving
-from .words import Desk, walked
+from .words import Caution, Desk, walked
 from ..models.champions import load_model
 from ..models.metrics import inside
 from ..models.parallel import walk_in
@@ -32,8 +32,8 @@ from ..tws.chain import chain_frame
 from ..trade.costs import Costs
 from ..trade.desk import chains_of
 from ..trade.record import latest, record, word_of
-from ..trade.tickets import Silence, Ticket, row
-from ..trade.track import followed
+from ..trade.tickets import SILENT, Silence, Ticket, row
+from ..trade.track import followed, unkept
 
 # %% ../../nbs/live/42_engine.ipynb #8e11a7db
 LENGTHS = [int(h) if h in AHEAD else h for h in HORIZONS] # as messages name the horizons
@@ -50,14 +50,15 @@ def forecast_row(
     a:Answer, day:date, model:str, provenance:str, # the session; id of the champion; of the bars
     provisional:bool, # does it rest on the feed's own bar?
     since:str='', # the first session that was looked back on
+    widen:float=1., # of a `Caution`
 ) -> dict:
     "A forecast as the journal has it."
     origin = session(day).open + pd.Timedelta(minutes=a.minute)
     body = dict(origin=origin.isoformat(), provenance=provenance, model=model, px=a.px, horizons=LENGTHS, quantile_levels=digits(QUANTILES), q=curves(a.q), sigma=digits(a.sigma), plain=curves(a.plain),
-                touch=a.touch and {k: digits(v) if k != 'minutes' else v for k, v in a.touch.items()}, experience=a.strange or None, row_hash=a.row, provisional=provisional, lacks=list(a.lacks), since=since)
+                touch=a.touch and {k: digits(v) if k != 'minutes' else v for k, v in a.touch.items()}, experience=a.strange or None, row_hash=a.row, provisional=provisional, lacks=list(a.lacks), since=since, widen=widen)
     return dict(id='F' + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]) | body
 
-OWN = ('sigma', 'plain', 'lacks', 'since', 'provenance', 'known_at') # of the journal, not of the message
+OWN = ('sigma', 'plain', 'lacks', 'since', 'widen', 'provenance', 'known_at') # of the journal, not of the message
 
 # %% ../../nbs/live/42_engine.ipynb #50091d1d
 BLOCK = 1 << 20 # bytes read at a time
@@ -96,11 +97,15 @@ class Engine:
         costs:Costs=Costs(), qty:int=100, # shares that heads are measured in
         say=lambda text: None, # what a user should see
         publish=None, # callable (kind, body, known_at)
+        careful:Caution=Caution(), # of the morning
+        teach=None, # callable (now, bars) that answers how learning stands, or None: the process beside
     ):
         self.store, self.day, self.clock, self.days, self.costs, self.qty, self.say, self.publish = store, day, clock, days, costs, qty, say, publish
+        self.careful, self.teach, self.taught, self.teaching = careful, teach, {}, None
         self.session, self.forecasts, self.ticks = session(day), Journal(store.journal/'forecasts.jsonl'), Journal(store.journal/'ticks.jsonl')
         self.kept = self.mind = self.desk = None; self.why, self.fault, self.current, self.told = 'no model', '', {}, None
         self.seen, self.changed, self.asked, self.next, self.busy, self.overruns, self.errors, self.last = {}, {}, -1, None, None, 0, 0, None
+        self.done, self.waited = [], -1
         self.took = {k: deque(maxlen=400) for k in ('bar_to_ticket', 'forecast', 'tickets', 'late')} # ms; late: what the loop had to wait at worst
 
 # %% ../../nbs/live/42_engine.ipynb #8ca46b87
@@ -110,13 +115,14 @@ def prepare(self:Engine):
     opens = self.session.open.to_pydatetime(); self.rows = of_day(self.forecasts.path, self.day)
     self.kept, self.fault, self.why = self._frozen(opens) if self.rows else serving(self.store, opens)
     if self.fault: self.say(self.fault)
+    if self.careful.alarm: self.say(f'alarm of {self.careful.alarm}; bands {self.careful.widen:.2f} times as wide, ' + ('no ticket today' if self.careful.reasons else f'{self.careful.size:.0%} of every stake'))
     told = [pd.Timestamp(o['origin']) for o in self.rows] + [pd.Timestamp(o['at']) - pd.Timedelta(minutes=1) for o in of_day(self.ticks.path, self.day, 'at')]
     self.asked = max(((t - self.session.open)//pd.Timedelta(minutes=1) for t in told), default=-1) # by whoever ran before
     self._swing_words()
     if self.kept is None: return
     try:
         past = Panel.from_store(self.store, upto=opens); past = past.days_from(max(len(past) - self.days, 0))
-        self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store).get(self.day, 0.)))
+        self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store).get(self.day, 0.)), widen=self.careful.widen)
     except (DataError, ModelError) as e: self.kept, self.why, self.fault = None, 'warm-up', f'{e.what}: {e.why}'; self.say(self.fault)
 
 # %% ../../nbs/live/42_engine.ipynb #fee9cc75
@@ -125,7 +131,7 @@ def lay_out(self:Engine):
     "The desk, which takes longest: of today it sees nothing."
     if self.mind is None: return
     g = self.mind.growing; past = g.base.days_upto(g.d); today = Growing(past, self.day, float(g.base.dividend[g.d])).panel
-    try: self.desk = Desk(today, walked(past, self.kept.model.name, self.kept.manifest['seed'], walk_in(self.store.root)), chains_of(self.store), self.costs, qty=self.qty)
+    try: self.desk = Desk(today, walked(past, self.kept.model.name, self.kept.manifest['seed'], walk_in(self.store.root)), chains_of(self.store), self.costs, qty=self.qty, careful=self.careful)
     except (DataError, ModelError) as e: self.say(f'no ticket today: {e.what}: {e.why}')
 
 # %% ../../nbs/live/42_engine.ipynb #ab808700
@@ -177,7 +183,7 @@ def look(self:Engine,
         if (s := self.seen.get(i)) and s[0] is m and s[1] is v: continue
         self.seen[i] = m, v; self.changed[i] = (m, v, i in left)
     self.left, self.chain, i = left, chain, max((o for o in bars if o <= over and o in values), default=-1)
-    if i <= self.asked: return
+    if i <= self.asked: return self.wait(over)
     self.asked = i
     if self.busy and not self.busy.done(): self.overruns += self.next is None; self.next = i; return
     self.busy = asyncio.ensure_future(self._run(i))
@@ -195,12 +201,54 @@ async def _run(self:Engine, i):
             try: self._out(said, late)
             except Exception as e: # noqa: BLE001 - whoever watches is no reason to stop
                 self.errors += 1; self.say(f'what was forecast could not be shown: {type(e).__name__}: {e}')
+            self.hand_on(i)
             i, self.next = self.next, None
 
 @patch
 async def rest(self:Engine):
-    "Wait for the minute that is being thought about."
-    if self.busy: await asyncio.gather(self.busy, return_exceptions=True)
+    "Wait for the minute that is being thought about, and for who is being taught."
+    for o in ('busy', 'teaching'): # the second begins when the first ends
+        if job := getattr(self, o): await asyncio.gather(job, return_exceptions=True)
+
+# %% ../../nbs/live/42_engine.ipynb #1b90b62c
+@patch
+def hand_on(self:Engine, i:int):
+    "The bars up to a minute that were not handed on yet, for who learns beside."
+    if self.teach is None or self.teaching and not self.teaching.done(): return
+    bars = {k: m for k, (m, _) in sorted(self.seen.items()) if k <= i and k not in self.left and self.taught.get(k) is not m}
+    self.taught |= bars; self.teaching = asyncio.ensure_future(self._teach(self.session.open + pd.Timedelta(minutes=i + 1), [(k, *m[1:6]) for k, m in bars.items()]))
+
+@patch
+async def _teach(self:Engine, at:pd.Timestamp, bars:list):
+    try: body = await asyncio.to_thread(self.teach, at.to_pydatetime(), bars)
+    except Exception as e: # noqa: BLE001 - learning that fails is said, and the forecasts go on
+        self.errors += 1; self.say(f'nothing was learned at {at:%H:%M}: {type(e).__name__}: {e}'); return
+    if body and self.publish: self.publish('learning', body, at.isoformat())
+
+# %% ../../nbs/live/42_engine.ipynb #20c84fee
+@patch
+def wait(self:Engine, over:int): # the last minute that is over
+    "Ask about the tickets that wait, when bars are overdue."
+    if self.mind is None or over <= self.waited or over - self.asked < min(SILENT.values()) or self.busy and not self.busy.done(): return
+    self.waited = over; self.busy = asyncio.ensure_future(self._alone(self.session.open + pd.Timedelta(minutes=over + 1)))
+
+@patch
+async def _alone(self:Engine, at:pd.Timestamp):
+    with self.clock.hold():
+        try:
+            if await asyncio.to_thread(self.withdraw, at) and self.publish: self.publish('words', dict(at=at.isoformat(), words=latest(self.store.journal)['words']), at.isoformat())
+        except Exception as e: # noqa: BLE001 - what cannot be asked about now is asked about with the next bar
+            self.errors += 1; self.say(f'tickets could not be looked after at {at:%H:%M}: {type(e).__name__}: {e}')
+    if self.next is not None: i, self.next = self.next, None; await self._run(i)
+
+@patch
+def withdraw(self:Engine, at:pd.Timestamp) -> list: # of Tickets
+    "Put on record which tickets have lost their market."
+    panel, chain = self.mind.growing.panel, chains_of(self.store)
+    gone = unkept(self.store.journal, followed(self.store.journal, at, panel, self.costs, chain, at))
+    mute = [Silence(at, k, self.store.provenance or '', ('feed stale',)) for k in dict.fromkeys(t.kind for t in gone)]
+    if gone: record(self.store.journal, SimpleNamespace(current=mute, grounds={}), at, panel, self.costs, chain, at); self.say('; '.join(f'ticket {t.id} is withdrawn' for t in gone))
+    return gone
 
 # %% ../../nbs/live/42_engine.ipynb #edce475e
 async def _lateness(job) -> float: # seconds
@@ -258,7 +306,7 @@ def _recall(self:Engine):
 
 @patch
 def _forecast(self:Engine, i, bar) -> dict:
-    a = self.mind.say(i); o = forecast_row(a, self.day, self.kept.id, self.store.provenance or '', bar.provisional, str(self.mind.growing.base.days[0]))
+    a = self.mind.say(i); o = forecast_row(a, self.day, self.kept.id, self.store.provenance or '', bar.provisional, str(self.mind.growing.base.days[0]), self.careful.widen)
     self.forecasts.append(o | dict(known_at=self.clock.now().astimezone(UTC).isoformat(timespec='milliseconds')))
     return dict(forecast=o['id'], body={k: v for k, v in o.items() if k not in OWN}, calibration=self.calibration(i))
 
@@ -277,7 +325,7 @@ def _decide(self:Engine, i, at, quotes) -> tuple: # head -> words; ticket id -> 
     if self.desk is None: return ({'option': [Silence(at, 'option', self.store.provenance or '', (self.why or 'warm-up',))]} if (i - FIRST) % EVERY == 0 else {}), {}
     a, panel = (self.mind.answers[-1] if self.mind.answers else None), self.mind.growing.panel
     if a is None or a.minute != i: return {}, {}
-    done = followed(self.store.journal, at, panel, self.costs, chains_of(self.store))
+    done = self.done = followed(self.store.journal, at, panel, self.costs, chains_of(self.store))
     words, why = self.desk.heard(panel, i, a.sigma, a.q, chain_frame(quotes) if quotes else None, done)
     if i < self.session.n_minutes - 1: return words, why
     said = [o for o in self.mind.answers if (o.minute - FIRST) % EVERY == 0]
@@ -293,7 +341,8 @@ def _record(self:Engine, at, words:dict, why:dict) -> dict:
     if words and {'30', '60'} & set(words): self.current.pop('option', None)
     all_ = [o for ws in self.current.values() for o in ws]
     key = [(o.kind, o.reasons) if isinstance(o, Silence) else o.id for o in all_]
-    if not words or not all_ or self.told and self.told[0] == key and at - self.told[1] < AGAIN: return {}
+    gone, self.done = unkept(self.store.journal, self.done), []
+    if not gone and (not words or not all_ or self.told and self.told[0] == key and at - self.told[1] < AGAIN): return {}
     said = record(self.store.journal, SimpleNamespace(current=all_, grounds=why), at, self.mind and self.mind.growing.panel, self.costs, chains_of(self.store))
     self.told = key, at
     return dict(on_record=[getattr(o, 'id', None) or list(o.reasons) for o in said])
@@ -315,7 +364,7 @@ def calibration(self:Engine, i:int) -> dict: # horizon -> cover80 (share), n, wa
 def state(self:Engine) -> dict:
     "How it goes, for whoever watches."
     def of(x): return dict(p50=float(np.median(x)), p99=float(np.quantile(x, .99)), n=len(x)) if x else dict(p50=None, p99=None, n=0)
-    return dict(model=self.kept.id if self.kept else None, reason=self.why if self.kept is None else '', fault=self.fault, overruns=self.overruns, errors=self.errors, latency_ms={k: of(list(v)) for k, v in self.took.items()})
+    return dict(model=self.kept.id if self.kept else None, alarm=self.careful.alarm or None, reason=self.why if self.kept is None else '', fault=self.fault, overruns=self.overruns, errors=self.errors, latency_ms={k: of(list(v)) for k, v in self.took.items()})
 
 # %% ../../nbs/live/42_engine.ipynb #6c848254
 @patch

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..bars import OHLCV
 from ..core import ModelError
+from .words import widened
 from ..models.barriers import DOWN, UP
 from ..models.champions import Kept, load_champion, load_model, promotions
 from ..models.experience import WATCHED, Experience, experience, strange
@@ -120,9 +121,10 @@ class Inference:
         kept:Kept,
         growing:Growing,
         state:State=None, # at the open; worked out from the days before by default
+        widen:float=1., # of a `Caution`
     ):
         past = growing.base.days_upto(growing.d)
-        self.kept, self.growing, self.d = kept, growing, growing.d
+        self.kept, self.growing, self.d, self.widen = kept, growing, growing.d, widen
         self.state = state_at_open(kept, past) if state is None else state
         self.waiting, self.answers, self.usual = {}, [], experience_of(past)
         self.reads = [k for k, o in enumerate(past.names) if o in kept.model.columns]
@@ -157,6 +159,7 @@ def say(self:Inference,
     at = origin_times([p.days[d]], [i])[0]; f = Forecast(at, sigma, plain)
     if on_grid(i): self.state, q = step(self.state, f, self.matured(i, at)); self.waiting[i] = set(AHEAD)
     else: q = adjust(self.state, f)
+    q = widened(q, self.widen)
     px, x = float(p.close[d, i]), p.x[d, i]
     lacks = tuple(p.names[k] for k in self.reads if not np.isfinite(x[k]))
     odd = strange(self.usual, p.at(WATCHED, np.array([d]), np.array([i]))[0]) if self.usual else ''
@@ -183,12 +186,13 @@ def at_once(
     minute:np.ndarray, # [N] origins of its last day, ascending
     state:State, # at the open
     lacks=(), # for each origin, features that were not known; nothing lacked by default
+    widen:float=1., # of a `Caution`
 ) -> tuple: # sigma [N, 9], plain and tracked quantiles [N, 9, 21]
     "What the champion says at origins of the panel's last day."
     d = len(panel) - 1; w = panel.windows(np.full(len(minute), d), minute); sigma, plain = kept.model.sigma(w), kept.model.quantiles(w)
     for k, names in enumerate(lacks):
         if blank := [o for o in names if np.isfinite(panel.x[d, minute[k], panel.names.index(o)])]: sigma[k], plain[k] = without(kept.model, panel, d, minute[k], blank)
-    return sigma, plain, replayed(origin_times([panel.days[d]]*len(minute), minute), minute, sigma, plain, returns(panel, w.day, w.minute), state)
+    return sigma, plain, widened(replayed(origin_times([panel.days[d]]*len(minute), minute), minute, sigma, plain, returns(panel, w.day, w.minute), state), widen)
 
 def without(model, panel:Panel, d:int, i:int, names:list) -> tuple: # sigma [9], quantiles [9, 21]
     "An answer where some features of the last row are not known."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RATE', 'MOST_RATE', 'ANCHOR', 'MOVES', 'BATCH', 'JUDGES', 'KEEP', 'LOSE', 'UNDONE', 'NICE', 'DEADLINE_S', 'RESTARTS',
-           'HOURLY', 'COMMAND', 'lessons_of', 'passed_by', 'origins_of', 'Tuner', 'both', 'serve', 'kept_by', 'main',
-           'Worker', 'teachable', 'Learning']
+           'HOURLY', 'COMMAND', 'NIGHT', 'lessons_of', 'passed_by', 'origins_of', 'Tuner', 'both', 'serve', 'kept_by',
+           'main', 'Worker', 'teachable', 'Learning', 'decided', 'night']
 
 # %% ../../nbs/live/45_worker.ipynb #61ba290f
 import json, os, queue, subprocess, sys, threading
@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import SPEED, ModelError, RealClock, SpyError, UsageError, stopwatch, unpack
-from .contest import Caution, caution, served
+from ..core import SPEED, DataError, FixedClock, ModelError, RealClock, SpyError, UsageError, stopwatch, unpack
+from .contest import served
 from .engine import of_day
 from .infer import Growing
-from .learn import LASTS, Learner, due
+from .learn import LASTS, Learner, due, heeded
+from .words import Caution
 from ..models.bank import bank
-from ..models.champions import keep, listing, load_model
+from ..models.champions import keep, listing, load_model, pointer
 from ..models.networks import CLIP, NETWORKS, PINBALL, STEPS, Network, built, eased, lesson, loss_of, outlook, packed, put_weights, remembered, torch_alone, unpacked, weights_of
 from ..models.past import SLOT, SLOTS
 from ..models.targets import AHEAD
@@ -184,7 +185,7 @@ def serve(
         for i, *bar in o.get('bars', ()): growing.put(i, bar, {})
         try:
             if 'now' in o: say(tuner.update(growing.panel, datetime.fromisoformat(o['now']), lambda: say(dict(beat=1))))
-            if 'at' in o: say(dict(kept=kept_by(tuner, store, datetime.fromisoformat(o['at']), config['seed']) if tuner.updates else None))
+            if 'at' in o: say(dict(kept=kept_by(tuner, Store(store.root, store.provenance), datetime.fromisoformat(o['at']), config['seed']) if tuner.updates else None))
         except SpyError as e: say(dict(fault=f'{e.what}: {e.why}'))
 
 # %% ../../nbs/live/45_worker.ipynb #243fd0fd
@@ -224,7 +225,7 @@ class Worker:
 def begin(self:Worker):
     "A fresh process, which knows nothing of today yet."
     self.lines, self.sent, self.stage, self.heard, self.broke = queue.SimpleQueue(), 0, 'starting', self.clock.monotonic(), ''
-    self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **SPEED})
+    self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True, env={**os.environ, **SPEED}) # Ctrl-C is the program's, which ends this one
     def listen(pipe, lines): # until the process ends
         for line in pipe: lines.put(line)
     threading.Thread(target=listen, args=(self.process.stdout, self.lines), daemon=True).start(); self.order(self.config)
@@ -239,8 +240,9 @@ def order(self:Worker, o:dict):
 @patch
 def end(self:Worker):
     "The process is gone when this returns."
+    self.stage = 'ended' # first: nobody begins another in its place
     if self.process.poll() is None: self.process.kill()
-    self.process.wait(); self.process.stdin.close(); self.stage = 'ended'
+    self.process.wait(); self.process.stdin.close()
 
 # %% ../../nbs/live/45_worker.ipynb #3ddbcbc6
 @patch
@@ -281,6 +283,7 @@ def told(self:Worker):
 @patch
 def again(self:Worker, why:str):
     "Another process in the place of one that failed."
+    if self.stage == 'ended': return
     self.end(); self.restarts += 1; over = self.restarts > RESTARTS
     self.learner.add('fault', self.day, why + ('; it is left alone until tomorrow' if over else '; it is begun anew'), id=self.config['id'], restarts=self.restarts)
     if over: self.stage = 'stopped'
@@ -291,7 +294,7 @@ def again(self:Worker, why:str):
 def tick(self:Worker,
     now:datetime, # aware: the bars end by then
     bars, # new rows: minute, open, high, low, close (USD), volume
-    learns:bool=True, # of `contest.caution`
+    learns:bool=True, # of a `Caution`
 ) -> dict: # for `Learner.status`
     "A minute: hear what came of the last one, order the next."
     self.bars += [[int(i), *map(float, b)] for i, *b in bars]; self.poll()
@@ -338,7 +341,7 @@ class Learning:
         store:Store,
         seed:int=0, refits:bool=True, # refit what is due by the calendar, in the evening
         **more, # of `Worker`
-    ): self.learner, self.seed, self.refits, self.more, self.worker, self.careful = Learner(store), seed, refits, more, None, Caution()
+    ): self.learner, self.seed, self.refits, self.more, self.worker, self.nights, self.careful = Learner(store), seed, refits, more, None, None, Caution()
 
 # %% ../../nbs/live/45_worker.ipynb #c6f10729
 @patch
@@ -346,10 +349,10 @@ def morning(self:Learning,
     day:date, at:datetime, # the session; aware: before its open
 ) -> Caution: # for the whole session: what trade and the forecast have to heed
     "How careful to be today; and the day's process is begun."
+    self.careful, self.worker = heeded(self.learner.store, day), None
     try:
-        self.careful = caution(self.learner.rows()); self.worker = None
         if self.careful.learns and find_spec('neuralforecast') and (id := teachable(self.learner, at)): self.worker = Worker(self.learner, id, day, at, self.seed, **self.more)
-    except SpyError as e: self.learner.add('fault', day, f'{e.what}: {e.why}')
+    except Exception as e: self._lost(day, 'no process learns today', e) # noqa: BLE001 - without it there is a forecast all the same
     return self.careful
 
 @patch
@@ -358,7 +361,44 @@ def minute(self:Learning,
 ) -> dict|None: # body of the message `learning`; None where no champion serves
     "Never waits."
     try: return self.learner.status(self.worker and self.worker.tick(now, bars, self.careful.learns))
-    except SpyError: return None
+    except ModelError: return None
+
+@patch
+def _lost(self:Learning, day, what:str, e:Exception):
+    "A row about what went wrong, where a row can be written."
+    try: self.learner.add('fault', day, f'{what}: {getattr(e, "what", type(e).__name__)}: {getattr(e, "why", e)}')
+    except DataError: pass # the journal itself cannot be read: the alarm of the morning says so
+
+# %% ../../nbs/live/45_worker.ipynb #388730dd
+def decided(
+    root, provenance:str, # of the data folder
+    day:str, at:str, # ISO: the session that is over; aware
+    seed:int, refits:bool,
+) -> list: # rows that could not be written
+    "Everybody scored, it is decided who serves, and what is due is refitted."
+    now = datetime.fromisoformat(at); store = Store(root, provenance, FixedClock(now)); learner, panel = Learner(store), Panel.from_store(store, upto=now); d = panel.days.index(date.fromisoformat(day))
+    learner.evening(panel, d, now, served(of_day(store.journal/'forecasts.jsonl', panel.days[d]), panel, d, now))
+    if refits: learner.refit(panel, due(panel.days[d]), now, seed)
+    return learner.waiting
+
+def night():
+    "The evening's process: what is asked on standard input, what could not be written on standard output."
+    out, sys.stdout = sys.stdout, sys.stderr
+    if hasattr(os, 'nice'): os.nice(NICE)
+    try: o = dict(waiting=decided(**json.loads(sys.stdin.read())))
+    except Exception as e: o = dict(broke=f'{getattr(e, "what", type(e).__name__)}: {getattr(e, "why", e)}') # noqa: BLE001 - whoever asked has to hear of it
+    print(json.dumps(o), file=out, flush=True)
+
+@patch
+def decide(self:Learning, day:date, at:datetime):
+    "The evening's process, to its end."
+    store = self.learner.store; ask = dict(root=str(store.root), provenance=store.provenance, day=str(day), at=at.isoformat(), seed=self.seed, refits=self.refits)
+    self.nights = subprocess.Popen(NIGHT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True, env={**os.environ, **SPEED})
+    said, _ = self.nights.communicate(json.dumps(ask)); o = json.loads(said) if said else dict(broke=f'its process ended with status {self.nights.returncode}')
+    self.learner.waiting += o.get('waiting', []); self.learner.write()
+    if 'broke' in o: raise ModelError('nothing was decided', o['broke'])
+
+NIGHT = [sys.executable, '-c', 'from spyresearch.live.worker import night; night()']
 
 # %% ../../nbs/live/45_worker.ipynb #aae72147
 @patch
@@ -366,13 +406,13 @@ def evening(self:Learning,
     day:date, at:datetime, # the session that is over, sealed, its day file made; aware
 ) -> list: # rows of the journal that were added
     "The process handed over, everybody scored, it is decided who serves; then what is due is refitted."
-    before, store = len(self.learner.rows()), self.learner.store
+    old = self.learner.store; store = self.learner.store = Store(old.root, old.provenance, old.clock) # the day has been sealed since
+    try: before = len(self.learner.rows()); pointer(store)
+    except SpyError: self.close(); return [] # a journal that cannot be read, or nobody serves: there is nothing to decide
     try:
         if self.worker: self.worker.finish(at)
-        panel = Panel.from_store(store, upto=at); d = panel.days.index(day)
-        self.learner.evening(panel, d, at, served(of_day(store.journal/'forecasts.jsonl', day), panel, d, at))
-        if self.refits: self.learner.refit(panel, due(day), at, self.seed)
-    except (SpyError, ValueError) as e: self.learner.add('fault', day, f'the evening was cut short: {e!r}')
+        self.decide(day, at)
+    except Exception as e: self._lost(day, 'the evening was cut short', e) # noqa: BLE001 - the program goes on to the next session
     finally: self.close()
     return self.learner.rows()[before:]
 
@@ -380,3 +420,4 @@ def evening(self:Learning,
 def close(self:Learning):
     "No process is left behind."
     if self.worker: self.worker.end(); self.worker = None
+    if self.nights and self.nights.poll() is None: self.nights.kill()

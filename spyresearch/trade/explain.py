@@ -26,6 +26,7 @@ from .desk import chain_in, looked_again, stood
 from .offers import offer
 from .risk import size_frac
 from .tickets import FIELDS, content_id, row, sentence
+from .record import DAILY, daily_rows, years_of
 from .track import find, owner_words
 from ..tws.chain import chain_file
 
@@ -56,10 +57,27 @@ def lines_of(
 # %% ../../nbs/trade/55_explain.ipynb #5a569d12
 def _files(root, g):
     "Are the files what they were?"
-    now = {k: file_hash(root/k) if (root/k).exists() else 'missing' for k in g.get('files', {})}
-    odd = [k for k, v in g.get('files', {}).items() if now[k] != v]
+    files = {k: v for k, v in g.get('files', {}).items() if k != DAILY or not g.get('daily')}
+    now = {k: file_hash(root/k) if (root/k).exists() else 'missing' for k in files}
+    odd = [k for k, v in files.items() if now[k] != v]
     yield Step('data', 'files', f'{len(now)} hashed', f'{len(now) - len(odd)} hashed' if odd else f'{len(now)} hashed', f"code {g.get('code', '')[:12]}")
-    yield from (Step('data', k, g['files'][k][:12], now[k][:12]) for k in odd)
+    yield from (Step('data', k, files[k][:12], now[k][:12]) for k in odd)
+    if g.get('daily'): yield from _daily(root, g['daily'])
+
+def _daily(root, said):
+    "The daily bars up to the decision: the newest cell by cell, each year before as a whole."
+    columns, now = daily_rows(root, date.fromisoformat(max(said['rows']))); here = [f'{k} {c}' for k, v in said['rows'].items() for c in said['columns']]
+    cells = lambda rows, head: {f'{k} {c}': o for k, v in rows.items() for c, o in zip(head, v)}
+    was, are = cells(said['rows'], said['columns']), cells({k: v for k, v in now.items() if k in said['rows']}, columns)
+    odd = [k for k in here if was[k] != '' and not _same(_number(was[k]), _number(are.get(k, 'missing')))]; old = years_of(now, min(said['rows'])); years = [y for y, v in said['years'].items() if old.get(y) != v]
+    yield Step('data', 'daily bars', f"{len(said['rows'])} rows, {len(said['years'])} years before", f'{len(odd)} cells and {len(years)} years differ' if odd or years else f"{len(said['rows'])} rows, {len(said['years'])} years before", DAILY)
+    yield from (Step('data', k, was[k], are.get(k, 'missing'), DAILY) for k in odd[:20])
+    yield from (Step('data', f'year {y}', said['years'][y], old.get(y, 'missing'), DAILY) for y in years)
+
+def _number(text):
+    "A cell as a number, where it is one."
+    try: return float(text)
+    except ValueError: return text
 
 def _bars(root, g, least=30, before=None):
     "The bars of the last day files up to the decision, as a grid; None where they are not there."
@@ -119,9 +137,9 @@ def _money(t, g):
     yield Step('costs', 'max_loss_usd', t.max_loss_usd, round(swing._stop_loss(p, c), 2), c.plan)
     ev = lambda chance: round(swing.LOT*p.px*p.sigma*o.gain(chance), 2)
     yield Step('money', 'ev_usd', t.ev_usd, ev(float(Platt(**g['platt'])(g['p_raw'])))); yield Step('money', 'ev_low_usd', t.ev_low_usd, ev(t.declared_p))
-    frac = round(size_frac(t.declared_p, *(k*p.sigma for k in (o.win, o.loss, o.tail))), 4); r = g.get('record', {})
+    frac = round(size_frac(t.declared_p, *(k*p.sigma for k in (o.win, o.loss, o.tail))), 4); r, frac = g.get('record', {}), round(frac*g.get('caution', 1.), 4)
     proven = r.get('proven', True)
-    yield Step('money', 'size_frac', t.size_frac, frac if proven else 0., 'quarter Kelly at declared_p, tail capped' if proven else f"unproven: {r['n']} tickets on record, {r['hits']} gained; else {frac:.4f}")
+    yield Step('money', 'size_frac', t.size_frac, frac if proven else 0., 'quarter Kelly at declared_p, tail capped' + f", times {g.get('caution', 1.):g} after an alarm"*(g.get('caution', 1.) != 1) if proven else f"unproven: {r['n']} tickets on record, {r['hits']} gained; else {frac:.4f}")
 
 def _night(t, g):
     "What a night can take, and what is not known."
@@ -190,9 +208,9 @@ def _stake(t, g, x):
     o, day, c, paid = offer(x), t.issued_at.date(), Costs(g['plan']), SHARES*t.entry_limit_usd; r = g.get('record', {}); proven = r.get('proven', True)
     yield from (Step('costs', f'{side} 1 at {px:g}', round(c.options_usd(1, px, side, day), 4), None, f'USD a contract, {c.plan}') for side, px in (('buy', o.ask), ('sell', o.bid)))
     yield Step('costs', 'max_loss_usd', t.max_loss_usd, round(paid, 2), 'the premium at the limit')
-    ev = lambda p: round(p*o.win_usd - (1 - p)*o.loss_usd, 2); frac = round(size_frac(t.declared_p, *(k/paid for k in (o.win_usd, o.loss_usd, o.tail_usd))), 4)
+    ev = lambda p: round(p*o.win_usd - (1 - p)*o.loss_usd, 2); frac = round(round(size_frac(t.declared_p, *(k/paid for k in (o.win_usd, o.loss_usd, o.tail_usd))), 4)*g.get('caution', 1.), 4)
     yield Step('money', 'ev_usd', t.ev_usd, ev(float(Platt(**g['platt'])(o.p_win))), f'wins {o.win_usd:.2f}, loses {o.loss_usd:.2f} on the average'); yield Step('money', 'ev_low_usd', t.ev_low_usd, ev(t.declared_p))
-    yield Step('money', 'size_frac', t.size_frac, frac if proven else 0., 'quarter Kelly at declared_p, tail capped' if proven else f"unproven: {r['n']} tickets on record, {r['hits']} gained; else {frac:.4f}")
+    yield Step('money', 'size_frac', t.size_frac, frac if proven else 0., 'quarter Kelly at declared_p, tail capped' + f", times {g.get('caution', 1.):g} after an alarm"*(g.get('caution', 1.) != 1) if proven else f"unproven: {r['n']} tickets on record, {r['hits']} gained; else {frac:.4f}")
 
 # %% ../../nbs/trade/55_explain.ipynb #7220c737
 def _parts(t, g, root):
