@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -102,11 +103,12 @@ def test_an_end_that_no_session_reaches_is_wrong_usage(tmp_path, until, said):
 
 
 def test_until_a_time_and_again_on_the_day_that_is_sealed(tmp_path):
-    "An end in the session says what is kept; the next run seals the day; a third has nothing to do."
+    "An end in the session says what is kept; the next run seals the day and makes its report, though nothing was forecast; a third has nothing to do."
     go = ['live', '--sessions', 10, '--days', 3, '--no-options', '--data', tmp_path, '--asof']
-    first, then = spy(*go, '2025-12-05T15:56', '--until', '15:58'), spy(*go, '2025-12-05T15:58')
+    first, then = spy(*go, '2025-12-05T15:56', '--until', '15:58'), spy(*go, '2025-12-05T15:58', '--reports', tmp_path/'reports')
     assert first.returncode == then.returncode == 0, first.stderr + then.stderr
-    assert 'recorded up to 15:58:00' in first.stdout.splitlines()[-1] and 'not sealed' in first.stdout.splitlines()[-1] and 'the day is sealed' in then.stdout.splitlines()[-1]
+    assert 'recorded up to 15:58:00' in first.stdout.splitlines()[-1] and 'not sealed' in first.stdout.splitlines()[-1] and 'the day is sealed' in then.stdout
+    page = Path(then.stdout.splitlines()[-1].partition('report: ')[2]); assert page.is_relative_to(tmp_path/'reports'/'evening') and 'No ticket; no forecast' in page.read_text(encoding='utf-8'), then.stdout
     again = spy(*go, '2025-12-05T15:57', '--until', '15:59')
     assert again.returncode == 0 and 'sealed already: nothing to do' in again.stdout.splitlines()[-1] and len(again.stdout.splitlines()) == 2
 
@@ -179,7 +181,7 @@ print(outcome(lambda: signal.raise_signal(signal.SIGTERM)), len(came))'''
 
     def test_nobody_reads_any_longer(self, tmp_path):
         "A recording outlives the pipe that it told its progress to."
-        p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--asof', '2025-12-05T15:58', '--data', tmp_path, word='SIMULATED')
+        p, _ = self.start('live', '--no-options', '--days', 3, '--sessions', 10, '--asof', '2025-12-05T15:58', '--data', tmp_path, '--no-report', word='SIMULATED')
         p.stdout.close()
         assert p.wait(60) == 0 and p.stderr.read() == '' and Store(tmp_path).raw_days(sealed=True)[-1].isoformat() == '2025-12-05'
         p.stderr.close()
