@@ -100,7 +100,8 @@ def test_from_day_files_the_twin_answers_where_the_block_is_not_whole(bars, tmp_
     assert (told.loc[90].why == 'level 2 missing: boosted answers').all() and (told.loc[93].why == 'level 1 missing, level 2 missing: boosted answers').all()
     assert told.loc[91].by.tolist() == ['boosted' if 100 <= k < 160 else 'boosted_flow' for k in told.loc[91].index]
     assert told.loc[92].index[told.loc[92].why != ''].tolist() == [104] and told.loc[92, 104].why == 'level 2 incomplete: boosted answers'
-    assert (told.drop([90, 91, 92, 93]).by == 'boosted_flow').all() and m.params['share'].shape == (9,)
+    silent = told.index[told.by == '']; assert silent.tolist() == [(107, 259)] # five minutes after one that the demo lacks nobody answers
+    assert (told.drop([90, 91, 92, 93]).drop(silent).by == 'boosted_flow').all() and m.params['share'].shape == (9,)
     theirs, q = (told.by == 'boosted').to_numpy(), back.quantiles(w[new])
     np.testing.assert_array_equal(q[theirs], boosted.quantiles(plain.windows(w.day[new], w.minute[new]))[theirs])
     np.testing.assert_array_equal(q, m.quantiles(w[new])); np.testing.assert_array_equal(back.sigma(w[new])[theirs], boosted.sigma(w[new])[theirs])
@@ -111,14 +112,14 @@ def test_without_any_flow_the_twin_answers_alone_and_it_is_said(plain, boosted, 
     w = plain.windows(); t = Targets.of(w); old = w.day < CUT
     for cls in (BoostedFlow, BoostedImplied):
         m = load(cls().fit(w[old], t[old]).save(tmp_path/cls.name)); told = m.answered(w[w.day > CUT])
-        assert set(told.by) == {'boosted'} and all(o.startswith('there is nothing to learn from (0 of ') and o.endswith('boosted answers') for o in told.why)
+        told = told[told.by != '']; assert set(told.by) == {'boosted'} and all(o.startswith('there is nothing to learn from (0 of ') and o.endswith('boosted answers') for o in told.why)
         np.testing.assert_array_equal(m.quantiles(w[w.day > CUT]), boosted.quantiles(w[w.day > CUT]))
 
 def test_fewer_labels_than_it_needs(bars):
     "Twelve sessions with flow: refused, and the twin answers all rows, those with flow too."
     panel = without(Panel.from_bars(beside(bars, FLOWS, 0)), day < CUT - 12, FLOWS); w = panel.windows(); t = Targets.of(w); old = w.day < CUT
     told = BoostedFlow().fit(w[old], t[old]).answered(w[w.day > CUT])
-    assert set(told.by) == {'boosted'} and told.why.str.contains('boosted_flow needs 1,500 labels at 5 with all it reads, and has 9').all()
+    told = told[told.by != '']; assert set(told.by) == {'boosted'} and told.why.str.contains('boosted_flow needs 1,500 labels at 5 with all it reads, and has 9').all()
 
 def test_what_a_day_may_lack_is_known_from_the_declarations():
     "Every feature of quotes, depth, options and other symbols rests on a source that may be absent, and no other feature does."
