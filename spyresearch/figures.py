@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERIES', 'svg', 'style', 'responsive', 'Fan', 'coarser', 'day_chart', 'interval', 'whiskers', 'deviations', 'thin',
-           'drawdown', 'equity_chart', 'shares']
+           'drawdown', 'equity_chart', 'shares', 'episode']
 
 # %% ../nbs/52_figures.ipynb #4688fc56
 import io, re
@@ -245,3 +245,34 @@ def shares(
         handles = {n: h for ax in axes for h, n in zip(*ax.get_legend_handles_labels())}
         fig.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=len(names) if wide else 3)
     return responsive(draw, title, (1040, 60 + 160*-(-len(parts)//5)), (400, 60 + 150*-(-len(parts)//2)))
+
+# %% ../nbs/52_figures.ipynb #562c6b92
+def _apart(at, gap):
+    "Places at least `gap` from each other, near the wanted ones."
+    out, order = np.array(at, float), np.argsort(at)
+    for a, b in zip(order, order[1:]): out[b] = max(out[b], out[a] + gap)
+    return out + (np.mean(at) - np.mean(out) if len(out) else 0.)
+
+def episode(
+    path:pd.Series, # USD by place of the bar
+    levels:dict, # name -> (USD, key of the palette)
+    marks:list, # (place, USD, name, key of the palette) each, in order of time
+    ticks:list, # (place, text) each
+    title:str, # whose life
+    ends:int|None=None, # place of the time stop
+    band:tuple=(), # (low, high, from, to): where it may be bought
+    size=(430, 250), # pixels
+) -> str:
+    "Prices from before a ticket to after its end, with its levels and what happened."
+    def draw(fig):
+        ax, p = fig.subplots(), thin(path, 260); first, last = path.index[0], path.index[-1]
+        if band: ax.fill_between(band[2:], band[0], band[1], color=LIGHT['accent'], alpha=.22, lw=0)
+        ax.plot(p.index, p, color=LIGHT['ink'], lw=1)
+        for v, c in levels.values(): ax.axhline(v, color=LIGHT[c], lw=1.1, ls=(0, (4, 2)))
+        if ends is not None and first <= ends <= last: ax.axvline(ends, color=LIGHT['muted'], lw=1, ls=(0, (1, 2))); ax.annotate('time stop', (ends, 1), xycoords=('data', 'axes fraction'), ha='right', va='top', fontsize=9.5, color=LIGHT['muted'], rotation=90)
+        for k, v, name, c in marks: ax.plot(k, v, 'v' if name == 'exit' else 'o', color=LIGHT[c], ms=7, zorder=6, label=name)
+        low, high = ax.get_ylim(); wanted = [v for v, _ in levels.values()]
+        for (name, (v, c)), y in zip(levels.items(), _apart(wanted, (high - low)/13)): ax.annotate(f'{name} {v:.2f}', (1.01, y), xycoords=('axes fraction', 'data'), va='center', fontsize=9.5, color=LIGHT[c], annotation_clip=False)
+        ax.set_xticks(*(zip(*ticks) if ticks else ([], []))); ax.set_xlim(first, last); ax.grid(axis='x', visible=False)
+        if marks: ax.figure.legend(loc='outside lower center', ncols=4)
+    return svg(draw, title, *size)

@@ -102,24 +102,25 @@ def whole_run(folder, edge, days):
                               capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = (folder/'reports').rglob('tickets.csv')
-    return pd.read_csv(path), done.stdout
+    return pd.read_csv(path), done.stdout, (path.parent/'report.html').read_text(encoding='utf-8')
 
 
 def test_the_whole_run_finds_the_planted_edge(tmp_path):
     "Socket, day files, models, gate, report: tickets come out, and their realised rate lies in their interval."
-    t, said = whole_run(tmp_path, 1., 400)
+    t, said, page = whole_run(tmp_path, 1., 400)
     ended = t[t['win'].notna()]
     def upper(o): # hits and misses weigh the same in any order, so the interval can be told from the ticket
         e = Evidence(); hits = round(o.n_bucket*o.hit_bucket)
         for won in [1]*hits + [0]*(int(o.n_bucket) - hits): e.add(won)
         return e.bounds(.02)[1]
     assert len(ended) >= 20 and t['provenance'].str.startswith('simulated:').all()
+    assert 10 <= page.count('aria-label="ticket ') <= 12 and page.count(': at its ') >= 10 and len(page) < 6_000_000 # the newest, each with its picture
     assert ended['p_lower'].mean() <= ended['win'].mean() <= ended.apply(upper, axis=1).mean()
 
 
 def test_the_whole_run_is_silent_without_it(tmp_path):
-    t, said = whole_run(tmp_path, 0., 160)
-    assert t.empty and 'No edge' in said
+    t, said, page = whole_run(tmp_path, 0., 160)
+    assert t.empty and 'No edge' in said and 'nothing to look back on' in page and 'aria-label="ticket ' not in page
 
 
 def test_a_ticket_is_explained_by_what_was_kept_with_it(found, tmp_path):
