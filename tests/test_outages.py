@@ -1,4 +1,8 @@
-"""What happens to the machine and not to the market: its clock is set, it sleeps, its programs are killed; after each, the record is whole and says what happened."""
+"""What happens to the machine and not to the market: it sleeps, its server is killed, its disk is full; after each, the record is whole and says what happened.
+
+Elsewhere: the program killed (test_drill, test_week), the publisher (test_stream), the learner (test_learn); two programs on one folder, a full disk under the
+record (test_runner, test_feed); a model that cannot be read or is too old (test_engine, test_week); options gone in mid-session (test_chain, test_runner); the
+browser closed (test_screen)."""
 import asyncio
 import json
 import os
@@ -9,11 +13,16 @@ from datetime import datetime
 
 import pandas as pd
 
-from spyresearch.core import SPEED, RealClock
+from spyresearch.core import SPEED, FolderError, RealClock
 from spyresearch.daylog import DayLog
+from spyresearch.journal import Journal
+from spyresearch.live.engine import Engine
 from spyresearch.live.invariants import by_minute
+from spyresearch.models.targets import EVERY, FIRST
 from spyresearch.sessions import session
+from spyresearch.store import Store
 from spyresearch.tws.control import announced_control
+from spyresearch.tws.minutes import Minute
 from spyresearch.tws.replay import open_tape
 from spyresearch.tws.seconds import COLUMNS, TEXT
 from spyresearch.tws.source import Source, open_source
@@ -44,6 +53,16 @@ def wait(path, n, p, heard=b''): asyncio.run(until_file(path, n, p, heard))
 
 
 def alive(root, port, *more): return subprocess.Popen([sys.executable, '-m', 'spyresearch.cli', 'live', '--tws', f'127.0.0.1:{port}', '--data', str(root), '--no-options', '--days', '3', '--once', *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **SPEED})
+
+
+def test_a_full_disk_costs_a_minute_its_words_and_not_the_next_one(tmp_path, monkeypatch):
+    e, opens = Engine(Store(tmp_path, 'simulated:demo'), LAST, RealClock()), int(session(LAST).open.timestamp()); e.left = ()
+    def tick(i): return e.tick(i, {}, Minute(opens + 60*i, 600., 600.5, 599.5, 600.2, 1e5, None, None, True), [], 0.)
+    def full(self, record): raise FolderError('cannot append', 'No space left on device', 'free some space')
+    with monkeypatch.context() as m: m.setattr(Journal, 'append', full); lost = tick(FIRST)
+    kept = tick(FIRST + EVERY)
+    assert 'cannot append' in lost['error'] and 'error' not in kept and e.errors == 1
+    assert [json.loads(o)['at'] for o in (tmp_path/'journal'/'ticks.jsonl').read_text().splitlines()] == [kept['at']]
 
 
 def test_a_machine_that_sleeps_and_wakes(tmp_path):
