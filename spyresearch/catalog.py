@@ -111,8 +111,9 @@ def ends_of(
 # %% ../nbs/66_catalog.ipynb #8bca62fb
 def _forecast(ev): return 'skill against HAR, %', [(HORIZONS[h], at(o, 'skill_pct', 'har'), *ends_of(o, 'har')) for h, o in _parts(ev, 'horizons', (*MINUTE_HORIZONS, 'rest_of_day'))]
 def _money(bt): return 'Sharpe ratio', [(BENCHMARKS.get(k, k), at(o, 'sharpe'), at(o, 'sharpe_low'), at(o, 'sharpe_high')) for k, o in _parts(bt, 'strategies')]
-def _model(m): return '80 % band less 80, points', [(HORIZONS[h], None if (v := at(o, 'coverage', '80', 'marginal')) is None else v - 80, None, None) for h, o in _parts(m, 'metrics', HORIZONS)]
-SHOWN = {'evaluation.json': _forecast, 'backtest.json': _money, 'model.json': _model}
+def _model(m): return '80 % band less 80, points', [(HORIZONS[h], None if (v := _number(at(o, 'coverage', '80', 'marginal'))) is None else v - 80, None, None) for h, o in _parts(m, 'metrics', HORIZONS)]
+def _evening(e): return '80 % band of the day less 80, points', [(HORIZONS[h], None if (v := _number(at(o, 'cover80'))) is None else v - 80, None, None) for h, o in _parts(e, 'horizons', HORIZONS)]
+SHOWN = {'evaluation.json': _forecast, 'backtest.json': _money, 'model.json': _model, 'evening.json': _evening}
 
 def _parts(body, key, order=()): # (name, object) of those that are there
     parts = at(body, key) or {}

@@ -454,7 +454,9 @@ def evening(ctx: typer.Context, day: _opt(Optional[str], '--day', 'A session tha
     from spyresearch.live.review import evening_of
     from spyresearch.runs import execute
     store = _stored(ctx); at = evening_of(store, _date(day, '--day')).day
-    done = execute('evening', dict(data=str(store.root), day=str(at)), _reports_of(store, reports))
+    where = _reports_of(store, reports)
+    try: done = execute('evening', dict(data=str(store.root), day=str(at)), where)
+    finally: _listed(where)
     if json_out: write_json(done.load('evening.json'), json_out)
     print(done.verdict, f'report: {done.report}', sep='\n', file=sys.stderr if json_out == '-' else sys.stdout)
 
