@@ -63,6 +63,13 @@ def test_the_shadow_is_what_was_followed(record):
     assert np.isfinite(s.net).sum() >= 3 and set(s.status[np.isfinite(s.net)]) <= {'target', 'stopped', 'timed_out'}
 
 
+def test_what_is_issued_on_an_offer_is_followed_like_it_and_withdrawn_for_more(market, record):
+    "As in a live run: a ticket whose lower bound no longer pays at the spread of now is gone before it is bought."
+    panel, *_ = market; o = next(o for o in record.moments if o.offer and o.offer.trigger_px and o.outcome.status != 'withdrawn'); t = desk.plan_of(o.offer, o.look.at, panel.provenance)
+    assert repr(record.follow(t, o)) == repr(o.outcome)
+    gone = record.follow(replace(t, ev_low_usd=.5, quote_bid=1., quote_ask=1.005), o); assert (gone.status, gone.why, gone.entry_at) == ('withdrawn', 'below break-even', None)
+
+
 def test_the_record_is_the_same_again(market, record):
     panel, ev, d, chain, _ = market
     again = desk.on_record(panel, ev, lambda day: chain if day == panel.days[d] else None)
