@@ -137,6 +137,7 @@ def reconciled(
     d = sealed(e).get('differences'); from_ = store_kind(e)
     bars = tag('p', tag('b', f"{d['minutes']} minutes compared with history: "), f"{d['price_differs']} differ in price (at most {d['largest_price_usd']:.2f} USD), {d['volume_differs']} in volume; {d['only_api']} came from history alone, {d['only_own']} from the feed alone.") if d else tag('p', 'Minutes against history: ', num(None), f'. No run has sealed the day; its bars here are {from_}.')
     if c is None: return bars + tag('p', 'Certificate: ', num(None), f'. {why}.')
+    if c.ok and not c.n_forecasts: return together([bars, tag('p', 'Certificate: ', num(None), '. Nothing was forecast that could be worked out again.'), points(c.notes, cls='muted')])
     head = tag('p', tag('b', f"Certificate {'passed' if c.ok else 'FAILED'}: ", cls='good' if c.ok else 'bad'), f'{c.n_forecasts} forecasts and {c.n_words} words worked out again from history, {len(c.diffs)} differ.')
     rows = [[o.at[11:16], o.what, str(o.live)[:60], str(o.again)[:60]] for o in c.diffs[:20]]
     return together([bars, head, tag('div', table(['at', 'what', 'live', 'from history'], rows, f'the first 20 of {len(c.diffs)}' if len(c.diffs) > 20 else ''), cls='text') if rows else '', points(c.notes, cls='muted') if c.notes else ''])
@@ -232,7 +233,7 @@ def numbers(
 WORDS = dict(en=dict(
     said='{forecasts:,} forecasts between {first} and {last} (model {model}).', band=' The 80 % band of the next {h} minutes held {cover:.0f} % of {n:,} outcomes.', mute='Nothing was forecast.',
     came='SPY opened at {open:.2f}, went between {low:.2f} and {high:.2f}, and {word} at {close:.2f}', change=' ({change_pct:+.2f} % against the close before)', word=dict(over='closed', open='stood'),
-    none='No ticket was issued. Reasons in {decisions:,} decisions: {reasons}.', silent='No ticket was issued, and no decision is on record.', some='Tickets issued: {tickets}; of them over: {ended}.', exits=' Exits of the day: {exits}, {net_usd:+,.2f} USD after costs.', reason='{r} ({n:,})',
+    none='No ticket was issued. Decisions: {decisions:,}; reasons: {reasons}.', silent='No ticket was issued, and no decision is on record.', some='Tickets issued: {tickets}; of them over: {ended}.', exits=' Exits of the day: {exits}, {net_usd:+,.2f} USD after costs.', reason='{r} ({n:,})',
     wrong='To be looked at: {what}.', well='Nothing went wrong on the way.', lost='seconds not heard in full: {n:,}', errors='minutes that failed: {errors}', late='overruns: {overruns}', gone='minutes not thought about: {n}', diffs='differences between live and history: {n}', stop='.', comma='; '),
 zh=dict(
     said='{first} 至 {last} 共作出 {forecasts:,} 次预测（模型 {model}）。', band='未来 {h} 分钟的 80% 区间在 {n:,} 次结果中覆盖了 {cover:.0f}%。', mute='当日没有预测。',
@@ -277,11 +278,12 @@ def first_screen(
     "Headline, verdict in both languages, five numbers."
     k, c, s, live = n['horizons']['15'], n['certificate'], n['seconds'], stamp(n['provenance']) or ('LIVE TWS DATA' if n['provenance'] == 'tws' else 'SOURCE UNKNOWN')
     told = None if s is None else 100*sum(v for o, v in s.items() if o in ('data', 'quiet'))/max(sum(s.values()), 1)
+    empty = c is None or c['ok'] and not c['forecasts'] # nothing could be compared
     brow = tag('div', tag('span', 'spyresearch'), tag('b', live), tag('span', f'evening of {e.day:%A %d %B %Y}'), tag('b', f'Market known up to {known(e):%a %d %b %Y %H:%M} (New York)'), cls='eyebrow')
     row = tiles(tile('80 % band, 15 min', num(k['cover80'], '.0f', '%'), f"of {k['n']:,} outcomes" + (f"; {k['past_days']} sessions before: {k['past_cover80']:.0f} %" if k['past_n'] else '')),
-        tile('Tickets', f"{n['tickets']}", f"{n['decisions']:,} decisions"), tile('Feed heard in full', num(told, '.2f', '%'), 'of the seconds of the session' if s else 'no seconds were recorded'),
+        tile('Tickets', f"{n['tickets']}", f"decisions: {n['decisions']:,}"), tile('Feed heard in full', num(told, '.2f', '%'), 'of the seconds of the session' if s else 'no seconds were recorded'),
         tile('Bar to ticket', num(n['p99_ms'], ',.0f', 'ms'), Markup(f"99 % of {n['minutes']} minutes; half below {num(n['p50_ms'], ',.0f', 'ms')}")),
-        tile('Same from history', num(None) if c is None else 'yes' if c['ok'] else 'no', 'why stands below' if c is None else f"{c['differences']} of {c['forecasts']} forecasts and {c['words']} words differ", '' if c is None else 'good' if c['ok'] else 'bad'))
+        tile('Same from history', num(None) if empty else 'yes' if c['ok'] else 'no', 'why stands below' if empty else f"{c['differences']} of {c['forecasts']} forecasts and {c['words']} words differ", '' if empty else 'good' if c['ok'] else 'bad'))
     said, zh = sentences(n), ''.join(sentences(n, 'zh'))
     return tag('header', brow, tag('h1', headline(n)), *(tag('p', o, cls='lede') for o in said[:3]), tag('p', said[3], cls='warn' if troubles(n) else 'muted'), tag('p', zh, lang='zh', cls='muted'), row)
 
