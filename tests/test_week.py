@@ -1,5 +1,7 @@
 """The week's drill, compressed: the end of a half day and the beginning of the next session, through `spy live`, with all that goes wrong in them."""
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import date
 
@@ -47,6 +49,18 @@ def test_what_is_wrong_is_found(lived):
     assert failed(check_forecasts(replace(w, forecasts=w.forecasts | {HALF: rows + rows[-1:]})))
     assert failed(check_forecasts(replace(w, forecasts=w.forecasts | {NEXT: [rows[0] | dict(origin='2025-12-01T15:00:00-05:00')]})))
     assert failed(check_faults(replace(w, feed=[o for o in w.feed if o['state'] != 'reset'])))
+
+
+def test_the_command_looks_again_at_a_week_that_is_kept(lived, tmp_path):
+    "Exit status 1 if anything failed; of so short a week memory may, which has hardly begun."
+    done = subprocess.run([sys.executable, '-m', 'spyresearch.cli', 'drill', 'week', '--keep', str(lived), '--reports', str(tmp_path)], capture_output=True, text=True)
+    failed = [o for o in done.stdout.splitlines() if o.startswith('FAIL')]
+    assert done.returncode == bool(failed) and all('memory' in o for o in failed), done.stdout + done.stderr
+    page = (tmp_path/f'week-{NEXT}.html').read_text()
+    assert 'What must hold' in page and page.count('kill -9 of the program') == 1 and 'SIMULATED' in page
+    (tmp_path/'other').mkdir(); (tmp_path/'other'/'file').write_text('x')
+    done = subprocess.run([sys.executable, '-m', 'spyresearch.cli', 'drill', 'week', '--keep', str(tmp_path/'other')], capture_output=True, text=True)
+    assert done.returncode == 2 and 'is not empty' in done.stderr
 
 
 def test_a_torn_journal_is_found(lived, tmp_path):
