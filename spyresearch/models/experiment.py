@@ -34,7 +34,7 @@ from .tracking import track, widths
 from ..sessions import MINUTES
 
 # %% ../../nbs/models/50_experiment.ipynb #eb38831c
-BUILT = dict(scale=60, networks=17, daily=125, tracking=598, touch=25, usefulness=12) # configurations tried while the models were built
+BUILT = dict(scale=60, networks=22, daily=133, tracking=604, mixing=11, touch=25, usefulness=12) # configurations tried while the models were built
 
 class Ledger:
     "Configurations tried, append-only; `len` counts different ones."
@@ -57,12 +57,13 @@ def weights(
     loss:np.ndarray, # [D, K] mean loss of each day and candidate, NaN where not scored
     lag:int, # days between the last one judged and the one decided
     rate:float=RATE,
+    prior=1., # [K] weights before the first judged day
 ) -> np.ndarray: # [D, K], rows sum to one
     "How much each candidate counts, from its losses on the days before."
     ok = np.isfinite(loss).all(1)[:, None]; known = np.arange(len(loss)) - lag
     mean = np.where(ok, loss, 1).mean(1, keepdims=True); excess = np.where(ok, loss, 1)/np.where(mean > 0, mean, 1) - (mean > 0)
     total = np.where(known[:, None] >= 0, excess.cumsum(0)[np.maximum(known, 0)], 0)
-    w = np.exp(-rate*(total - total.min(1, keepdims=True))); w /= w.sum(1, keepdims=True)
+    w = prior*np.exp(-rate*(total - total.min(1, keepdims=True))); w /= w.sum(1, keepdims=True)
     w[w < SMALL] = 0
     return w/w.sum(1, keepdims=True)
 
@@ -195,7 +196,7 @@ def blend(ev:Evaluation):
     names = [o for o in CANDIDATES if o in ev.members]; day = ev.origins.day_ix.to_numpy()
     q, sigma = np.empty_like(ev.q[names[0]]), np.empty_like(ev.sigma[names[0]])
     for j, h in enumerate(HORIZONS):
-        w = weights(np.stack([ev.loss(o, h) for o in names], 1), lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j])
+        w = weights(np.stack([ev.loss(o, h) for o in names], 1), lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j], prior=np.array([o != 'har' or len(names) == 1 for o in names]))
         each = [ev.q[o][:, j] for o in names]; used = once(w[day], each); asked = np.any([np.isfinite(o).all(1) for o in each], axis=0)
         ev.weights[h] = pd.DataFrame({o: per_day(np.where(asked, used[:, k], np.nan), day, len(w)) for k, o in enumerate(names)}, ev.days).fillna(pd.DataFrame(w, ev.days, names))
         q[:, j] = mean_of_all(used, each); sigma[:, j] = np.exp(mean_of_all(used, [np.log(ev.sigma[o][:, j, None]) for o in names])[:, 0])

@@ -10,7 +10,7 @@ __all__ = ['PAST', 'STEPS', 'READ', 'SPREAD', 'BESIDE', 'FEWER', 'NEAR', 'LITTLE
            'lesson', 'fits_of', 'options_of', 'torch_alone', 'deep', 'columns_of', 'built', 'correction', 'bends',
            'students', 'spoken', 'measured', 'loss_of', 'judged', 'weights_of', 'put_weights', 'train', 'pages',
            'Shelf', 'kept_in', 'packed', 'unpacked', 'course', 'key_of', 'settings', 'network', 'courses_of', 'latest',
-           'think', 'said', 'Network', 'Nhits', 'Nbeatsx', 'Tft', 'variant', 'eased', 'remembered']
+           'think', 'said', 'Network', 'Nhits', 'Nbeatsx', 'Tft', 'variant', 'eased', 'remembered', 'stepped']
 
 # %% ../../nbs/models/43_networks.ipynb #684d3b94
 import hashlib, json, logging, os, random, warnings
@@ -522,6 +522,11 @@ def eased(torch, model, kept:bytes, rate:float): # AdamW
 
 def remembered(optimizer) -> bytes: return pack({f'{k}{i}': v.numpy() for i, o in optimizer.state_dict()['state'].items() for k, v in o.items()})
 
+def stepped(torch, model, net, optimizer, panel, t, rows, tie=0.): # as of `loss_of`; what is added to the loss
+    "One further step, on a few lessons."
+    square, pinball = loss_of(torch, model, net, panel, t, rows)
+    optimizer.zero_grad(); (square + PINBALL*pinball + tie).backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step()
+
 @patch
 def moved(self:Network, panel, net, t, kept:bytes, seed:int) -> tuple: # net, bytes
     "One network after an update, and what its optimiser knows."
@@ -531,8 +536,7 @@ def moved(self:Network, panel, net, t, kept:bytes, seed:int) -> tuple: # net, by
     with torch_alone(seed) as torch:
         model = put_weights(torch, built(self.kind, net['columns'], 0), net).train(); optimizer = eased(torch, model, kept, SLOW)
         for i in range(MOVES):
-            square, pinball = loss_of(torch, model, net, panel, both, np.r_[i*OLD:(i + 1)*OLD, n + rng.integers(0, len(t['s']), NEW)])
-            optimizer.zero_grad(); (square + PINBALL*pinball).backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step()
+            stepped(torch, model, net, optimizer, panel, both, np.r_[i*OLD:(i + 1)*OLD, n + rng.integers(0, len(t['s']), NEW)])
         return net | weights_of(model), remembered(optimizer)
 
 @patch
