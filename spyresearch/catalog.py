@@ -147,13 +147,13 @@ def picture(
 ) -> Markup:
     "A small drawing of some numbers with their intervals, or nothing."
     if not points: return Markup('')
-    most, step = _edge(points), WIDE/len(points)
+    most, step = _edge(points), WIDE/len(points); edge = f'{most:,.0f}' if most >= 10 else f'{most:.2g}'
     def y(v): return round(HIGH/2*(1 - max(-1, min(1, v/most))), 1)
     def mark(i, v, lo, hi):
         x, c = round(step*(i + .5), 1), 'accent' if lo is None or lo <= 0 <= hi else 'up' if lo > 0 else 'down'
         return (f'<path d="M{x} {y(lo)}V{y(hi)}" stroke="var(--{c})" stroke-width="2"/>' if lo is not None else '') + f'<circle cx="{x}" cy="{y(v)}" r="3" fill="var(--{c})"/>'
     said = f"{what}: {', '.join(f'{k} {v:+.2f}' for k, v, *_ in points)}"
-    return Markup(f'<svg viewBox="0 -4 {WIDE} {HIGH + 8}" role="img" aria-label="{esc(said)}"><title>{esc(said)}</title><path d="M0 {HIGH/2}H{WIDE}" stroke="var(--line)" stroke-width="1.5"/>{"".join(mark(i, *p[1:]) for i, p in enumerate(points))}</svg><div class="what">{esc(what)}; ± {most:.2g} at the edges</div>')
+    return Markup(f'<svg viewBox="0 -4 {WIDE} {HIGH + 8}" role="img" aria-label="{esc(said)}"><title>{esc(said)}</title><path d="M0 {HIGH/2}H{WIDE}" stroke="var(--line)" stroke-width="1.5"/>{"".join(mark(i, *p[1:]) for i, p in enumerate(points))}</svg><div class="what">{esc(what)}; ± {edge} at the edges</div>')
 
 # %% ../nbs/66_catalog.ipynb #f9b8d983
 CSS = '''<meta name="generator" content="spy catalog"><style>.runs{list-style:none;padding:0!important;margin:18px 0;max-width:none!important} .runs li{display:grid;grid-template-columns:168px minmax(0,1fr);gap:4px 20px;padding:14px 0;margin:0;overflow-wrap:anywhere;border-top:1px solid var(--line);align-items:start}
@@ -179,7 +179,7 @@ def line(
     head, _, rest = (e.manifest.get('verdict') or 'No verdict was noted.' if e.status == 'done' else f'{e.why[:1].upper()}{e.why[1:]}.').partition('. ')
     word = tag('b', WORDS.get(e.status, e.status.upper()), cls='bad') if e.status != 'done' else ''
     span, took = e.manifest.get('span'), e.manifest.get('seconds')
-    told = [_source(e), *([f'scored {span[0]} to {span[1]}'] if span else []), *([f'{took:,.0f} s'] if took is not None else []), e.folder.name]
+    told = [_source(e), *([f'scored {span[0]}' + (f' to {span[1]}' if span[1] != span[0] else '')] if span else []), *([f'{took:,.0f} s'] if took is not None else []), e.folder.name]
     eyebrow = tag('div', tag('b', told[0], cls='' if is_tradable(e.provenance) else 'warn'), word, *(tag('span', o) for o in [e.provenance]*bool(e.provenance) + told[1:]), cls='eyebrow')
     return tag('li', tag('div', picture(what, points)), tag('div', eyebrow, tag('h3', _seen(e, top)), tag('p', tag('b', head.rstrip('.'))), tag('p', rest, cls='words') if rest else ''))
 
