@@ -108,7 +108,7 @@ def first_screen(w, checks:list, told:list) -> Markup:
     head = 'A week of faults: everything that must hold, held' if not bad else f'A week of faults: {len(bad)} of {len(checks)} things that must hold did not'
     lead = f'{len(w.plan.days)} sessions from {w.plan.days[0]:%d %B} to {w.plan.days[-1]:%d %B %Y} through spy live, {len(told)} faults, {len(w.lived.lives)} lives of the program, in {w.lived.seconds/60:.0f} minutes. The witness is history.'
     return together([tag('h1', head), tag('p', lead, cls='lede'), tiles(tile('Held', f'{len(checks) - len(bad)} of {len(checks)}', 'things that must', 'bad' if bad else 'good'), tile('Seconds heard', num(100*s.isin(HEARD).mean(), '.1f', '%'), f'{len(s):,} in all, each has a row'),
-        tile('Forecasts', num(n, ',d'), 'compared with history'), tile('Memory grew', num(grown(w), '.0f', 'MB'), 'all processes, over the week; bound 100'), tile('Thinking', num(took(ticks, .99), '.0f', 'ms'), f"99 of 100 minutes; {sum(bool(t['overruns']) for t in ticks)} overran"))])
+        tile('Forecasts', num(n, ',d'), 'compared with history'), tile('Memory grew', num(grown(w) if w.lived.server else None, '.0f', 'MB'), 'all processes, over the week; bound 100'), tile('Thinking', num(took(ticks, .99), '.0f', 'ms'), f"99 of 100 minutes; {sum(bool(t['overruns']) for t in ticks)} overran"))])
 
 def diary(w) -> tuple: # HTML; the checks
     "The page of a week."
