@@ -209,7 +209,7 @@ def check_certified(w:Week) -> list:
 ORDERS = {'PlaceOrder', 'CancelOrder', 'ExerciseOptions', 'GlobalCancel'}
 MEMORY_MB = 100. # of all processes, over the week
 
-def grown(w:Week) -> float: "MB that all processes together grew by, from two minutes into the week or into a life."; at = session(w.plan.days[0]).open.to_pydatetime(); return growth(w.lived.lives, at) + growth([w.lived.server], at)
+def grown(w:Week, day:int=0) -> float: "MB that all processes together grew by, from two minutes into the week, or into a session of it, or into a life."; at = session(w.plan.days[day]).open.to_pydatetime(); return growth(w.lived.lives, at) + growth([w.lived.server], at)
 
 def check_processes(w:Week) -> list:
     "Requests, memory, overruns, lives."
@@ -219,7 +219,7 @@ def check_processes(w:Week) -> list:
             Check('no request that the server did not know', not odd, '; '.join(odd[:3]) or 'none'),
             Check('no minute overran its time, none failed', not late and not bad, f'{late} overran, {bad} failed'),
             Check('the program was killed and came back', len(w.lived.lives) == 2, f'{len(w.lived.lives)} lives'),
-            Check(f'memory grew by {MEMORY_MB:g} MB or less', bool(w.lived.server) and mb <= MEMORY_MB, f'{mb:.1f} MB in all processes' if w.lived.server else 'nobody looked')]
+            Check(f'memory grew by {MEMORY_MB:g} MB or less', bool(w.lived.server) and mb <= MEMORY_MB, f'{mb:.1f} MB in all processes, {grown(w, 1):.1f} of it from the second morning on' if w.lived.server else 'nobody looked')]
 
 RULES = check_sealed, check_seconds, check_volumes, check_minutes, check_forecasts, check_words, check_certified, check_models, check_days, check_faults, check_journals, check_processes
 
