@@ -7,9 +7,9 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
            'Deepen', 'Plan', 'Chain', 'Quotes', 'Trades', 'BookFile', 'Intraminute', 'Speed', 'FaultScript', 'Features',
            'Json', 'OF_A_REPLAY', 'HURRY_S', 'Members', 'From', 'To', 'Run', 'Why', 'Lang', 'Id', 'Px', 'At', 'Port',
            'Host', 'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
-           'check_parity', 'run', 'train', 'evaluate', 'backtest', 'compare', 'models', 'promote', 'rollback',
-           'tickets', 'took', 'closed', 'explain', 'certify', 'evening', 'live', 'record', 'replay', 'lab', 'web',
-           'new_research', 'docs', 'drill', 'test', 'bench', 'main']
+           'check_parity', 'run', 'train', 'evaluate', 'backtest', 'compare', 'models', 'learned', 'promote',
+           'rollback', 'tickets', 'took', 'closed', 'explain', 'certify', 'evening', 'live', 'record', 'replay', 'lab',
+           'web', 'new_research', 'docs', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/70_cli.ipynb #46ea9e6f
 try:
@@ -366,6 +366,12 @@ def models(ctx: typer.Context, tws: Tws = None, bars: Bars = None, data: Data = 
     if json_out != '-': print(table(rows))
 
 # %% ../nbs/70_cli.ipynb #5a96d89d
+@_models.command()
+def learned(ctx: typer.Context, last: _opt(int, '--last', 'How many of the last events.', min=0) = 20, tws: Tws = None, bars: Bars = None, data: Data = None, asof: Asof = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
+    "What learning brought and did: the served against the frozen model, promotions, rejections, alarms, faults."
+    from spyresearch.live.learn import summary
+    print(summary(_at(ctx)[0], last))
+
 Why = _opt(str, '--why', 'The reason, for the journal.')
 
 @_models.command()

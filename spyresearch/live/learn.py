@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHO', 'SEATS', 'LASTS', 'LATELY', 'REFITS', 'WIDTH', 'hashes', 'Learner', 'heeded', 'seated', 'due', 'nightly',
-           'gains', 'brought']
+           'gains', 'brought', 'summary']
 
 # %% ../../nbs/live/44_learn.ipynb #1b774b3b
 from datetime import date, datetime
@@ -245,6 +245,16 @@ def brought(
     total = 100*(1 - (table.served_bp*table.days).sum()/(table.frozen_bp*table.days).sum()); worst = table.attrs['worst_pct']
     return table, (f"Over {table.days.sum()} sessions what was served lost {abs(total):.2f} % {'less' if total >= 0 else 'more'} than the frozen model" + (f'; the worst {WIDTH} in a row: {worst:+.2f} %' if worst == worst else '') +
                    f". {acts['promote']} promoted, {acts['drop']} dropped, {acts['rollback']} taken back, {acts['alarm']} alarms, {acts['fault']} faults.")
+
+# %% ../../nbs/live/44_learn.ipynb #7bb852ff
+def summary(
+    store:Store,
+    last:int=20, # events
+) -> str:
+    "The journal of learning in lines of text."
+    rows, (table, words) = Learner(store).rows(), brought(store); c, acts = caution(rows), [r for r in rows if r['kind'] not in ('day', 'update')]; acts = acts[max(len(acts) - last, 0):]
+    spans = [table.round(3).to_string(index=False)]*(not table.empty); alarm = [f'Alarm of {c.alarm}; bands {c.widen:.2f} times as wide, ' + ('no ticket.' if c.reasons else f'{c.size:.0%} of every stake.')]*bool(c.alarm)
+    return '\n'.join([words, *spans, *alarm, *(f"{r['day']} {r['kind']}" + (f" {r['id']}" if r.get('id') else '') + (f": {r['why']}" if r['why'] else '') for r in acts)])
 
 # %% ../../nbs/live/44_learn.ipynb #7aa9a332
 @patch

@@ -25,7 +25,7 @@ from .learn import LASTS, Learner, due, heeded
 from .words import Caution
 from ..models.bank import bank
 from ..models.champions import keep, listing, load_model, pointer
-from ..models.networks import CLIP, NETWORKS, PINBALL, STEPS, Network, built, eased, lesson, loss_of, outlook, packed, put_weights, remembered, torch_alone, unpacked, weights_of
+from ..models.networks import CLIP, NETWORKS, PINBALL, STEPS, Network, built, eased, judged, lesson, outlook, packed, put_weights, remembered, stepped, torch_alone, unpacked, weights_of
 from ..models.past import SLOT, SLOTS
 from ..models.targets import AHEAD
 from ..models.windows import Panel
@@ -78,7 +78,7 @@ class Tuner:
         if len(self.teach) < BATCH or not len(self.judge): raise ModelError(f'{model.name} has too little to replay', f'{len(self.teach)} lessons of earlier days, {BATCH} are needed', 'deepen the history')
         with torch_alone(seed) as self.torch:
             self.torch.set_num_threads(1); self.nets = [self.net(i) for i in range(model.seeds)]
-            self.morning = [self.judged(past, o) for o in self.nets]
+            self.morning = [self.worth(past, o) for o in self.nets]
     def __repr__(self): return f'Tuner({self.model.name}, {self.updates} updates{f", {self.why}" if self.why else ""})'
 
 # %% ../../nbs/live/45_worker.ipynb #4a6ae42b
@@ -92,26 +92,22 @@ def net(self:Tuner, i:int) -> dict: # net, module, optimiser, start
 
 # %% ../../nbs/live/45_worker.ipynb #7d2ac3cc
 @patch
-def judged(self:Tuner, panel, o) -> float:
+def worth(self:Tuner, panel, o) -> float:
     "Loss on the sessions that never teach."
-    o['module'].eval()
-    with self.torch.inference_mode(): square, pinball = loss_of(self.torch, o['module'], o['net'], panel, self.old, self.judge)
-    o['module'].train(); return float(square + PINBALL*pinball)
+    return float(judged(self.torch, o['module'], o['net'], panel, self.old, self.judge)@[1, PINBALL])
 
 @patch
 def step(self:Tuner, panel, o, t:dict, rows:np.ndarray): # lessons; which of them
-    "One small step."
-    square, pinball = loss_of(self.torch, o['module'], o['net'], panel, t, rows)
+    "One small step, the models' own, tied to where it began."
     away = sum(((p - a)**2).sum() for p, a in zip(o['module'].parameters(), o['at']))
-    o['optimiser'].zero_grad(); (square + PINBALL*pinball + ANCHOR*away).backward()
-    self.torch.nn.utils.clip_grad_norm_(o['module'].parameters(), 1.); o['optimiser'].step()
+    stepped(self.torch, o['module'], o['net'], o['optimiser'], panel, t, rows, ANCHOR*away)
 
 # %% ../../nbs/live/45_worker.ipynb #cc2a7eca
 @patch
 def sound(self:Tuner, panel, o, morning) -> str: # empty if it is
     "What is wrong with a network after an update."
     if not all(bool(self.torch.isfinite(p).all()) for p in o['module'].parameters()): return 'a weight is no number'
-    now = self.judged(panel, o)
+    now = self.worth(panel, o)
     return '' if now <= LOSE*morning else f'the loss on days that never teach went from {morning:.4f} to {now:.4f}'
 
 # %% ../../nbs/live/45_worker.ipynb #809fcaa5
@@ -131,7 +127,7 @@ def update(self:Tuner,
         if why := next(filter(None, wrong), ''): self.back(kept)
     self.updates += not why; self.undone = self.undone + 1 if why else 0
     if self.undone >= UNDONE: self.why = f'{UNDONE} updates in a row had to be undone: {why}'
-    return dict(update=self.updates, undone=why, fresh=int(n), replayed=BATCH - int(n), lessons=len(known), outliers=odd, seconds=watch.seconds, moved=self.moved(), loss=float(np.mean([self.judged(panel, o) for o in self.nets])), morning=float(np.mean(self.morning)))
+    return dict(update=self.updates, undone=why, fresh=int(n), replayed=BATCH - int(n), lessons=len(known), outliers=odd, seconds=watch.seconds, moved=self.moved(), loss=float(np.mean([self.worth(panel, o) for o in self.nets])), morning=float(np.mean(self.morning)))
 
 # %% ../../nbs/live/45_worker.ipynb #d5e3aba2
 @patch
