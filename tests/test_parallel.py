@@ -140,9 +140,8 @@ def test_bundles_and_failures_on_a_local_ray(panel, tmp_path, monkeypatch):
 def test_networks_learned_on_a_cluster_are_kept_here_and_go_along(tmp_path, monkeypatch):
     try: parallel.ray_module(); nw.deep()
     except (parallel.UsageError, ModelError): need('deep', 'Ray and NeuralForecast')
-    class Single(nw.Nhits): seeds = 1 # in here, so that it is sent along
     tape = demo_tape(days=90, older=120); panel = Panel.from_bars(tape.bars['TRADES', '1 min'], tape.dividends.to_dict(), older=tape.bars['TRADES', '5 mins'])
-    monkeypatch.setitem(MEMBERS, 'nhits', Single); networks = tmp_path/'cache'/'networks'
+    networks = tmp_path/'cache'/'networks'
     def run(work): nw.network.cache_clear(); nw.said.cache_clear(); shutil.rmtree(tmp_path/'cache'/'experiments', ignore_errors=True); walk = walk_in(tmp_path, work); return evaluate(panel, 'nhits', run=walk), walk.shelf
     ev, shelf = run(OnRay('local', 1)); files = {p.name: p.stat().st_ino for p in networks.glob('*.npz')}
     assert files and len(shelf.made) == len(files)

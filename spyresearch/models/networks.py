@@ -457,6 +457,7 @@ def variant(
     return type(f'{cls.__name__}{option.title()}', (cls,), dict(name=f'{cls.name}_{option}', kind=f'{cls.kind}+{option}', __module__=__name__, __doc__=f'{cls.name} with the option {option}.'))
 
 VARIANTS = {o.name: o for o in (variant(c, p) for c in NETWORKS.values() for p in OPTIONS)}
+globals().update({o.__name__: o for o in VARIANTS.values()}) # where another process looks for them
 
 # %% ../../nbs/models/43_networks.ipynb #e3ffacf7
 @patch
