@@ -10,8 +10,9 @@ from spyresearch.bars import read_bars
 from spyresearch.core import DataError
 from spyresearch.crosscheck import crosschecked
 from spyresearch.features.batch import compute
-from spyresearch.features.prepare import certify, prepare
+from spyresearch.features.prepare import certify, dividends_of, prepare
 from spyresearch.features.stream import parity
+from spyresearch.live.today import Today
 from spyresearch.models.daily import history, measures
 from spyresearch.models.targets import day_rv, log_rv, returns
 from spyresearch.models.windows import Panel
@@ -165,3 +166,21 @@ def test_replaced_panels_share_no_history(spy, daily):
     "`history` is remembered by panel; another close is another panel."
     p = Panel.from_bars(spy, daily=daily); q = replace(p, close=np.where(np.arange(390) < 300, p.close, np.nan))
     assert history(p)[0].close.iloc[-3] != history(q)[0].close.iloc[-3] or history(q)[0].close.iloc[-3] == daily.loc[str(q.days[-3]), 'close']
+
+
+def test_the_live_day_looks_back_on_what_its_file_will_look_back_on(spy, tmp_path):
+    odd = spy[:'2025-11-20'].copy(); odd.loc[str(AT), PX] = spy.loc['2025-11-17', PX].to_numpy() # a session that repeats the one before, and is left out
+    store = filled(tmp_path, odd); prepare(store); day = date(2025, 11, 20)
+    live = Today(store, day); live.compute(); rows = Store(tmp_path).read_daily().loc[str(day)]
+    assert rows['r_d5'].isna().all() and rows['r_day'].notna().all()
+    pd.testing.assert_frame_equal(live.frame().reindex(columns=rows.columns), rows, check_freq=False, check_names=False, check_index_type=False)
+
+
+def test_a_dividend_that_may_be_due_today_is_unknown_until_the_daily_bar(shared, daily, tmp_path):
+    ex, bars = date(2025, 9, 19), read_bars(shared('spy_1min.parquet')).drop(columns='src')['2025-08-25':'2025-09-19']
+    paid = day_rows(daily, bars).assign(dividend=0.); store = filled(tmp_path, bars[:f'{ex} 11:00'], open_day=ex); store.write_daily_bars(paid.iloc[:-1])
+    assert dividends_of(store)[ex] != dividends_of(store)[ex] and dividends_of(store, date(2025, 9, 22)).keys() == {ex} # an ordinary day has none
+    prepare(store); night = ['r_overnight', 'r_day', 'log_on2', 'pday_pos']
+    assert Store(tmp_path).read_daily().loc[str(ex), night].isna().all(None) and Store(tmp_path).read_daily().loc[str(ex), 'r5'].notna().sum() > 80
+    store = filled(tmp_path, bars); store.write_daily_bars(paid.assign(dividend=[0.]*(len(paid) - 1) + [1.831])); prepare(store); rows = Store(tmp_path).read_daily()
+    close = bars.loc['2025-09-18', 'close'].iloc[-1]; assert rows.loc[str(ex), 'r_overnight'].iloc[0] == pytest.approx(np.log(bars.loc[str(ex), 'open'].iloc[0]/(close - 1.831)), rel=1e-12)

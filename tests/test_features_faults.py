@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from spyresearch.bars import grid, read_bars
-from spyresearch.core import DataError
+from spyresearch.core import DataError, UsageError
 from spyresearch.features import batch, stream
-from spyresearch.features.registry import REGISTRY
+from spyresearch.features.registry import REGISTRY, Registry, feature
 from spyresearch.features.stream import Stream, parity
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import session
@@ -153,7 +153,7 @@ def test_a_halt_is_a_hole_and_not_a_calm(autumn):
 
 
 def test_holes_anywhere_leave_empty_or_exact_in_both_forms(autumn):
-    rng, day = np.random.default_rng(0), '2025-11-18'
+    rng = np.random.default_rng(0)
     bars = autumn['2025-10-20':'2025-11-20']
     gone = np.zeros(len(bars), bool)
     for start, n in zip(rng.integers(0, len(bars), 60), rng.integers(1, 12, 60)): gone[start:start + n] = True
@@ -164,7 +164,7 @@ def test_holes_anywhere_leave_empty_or_exact_in_both_forms(autumn):
         known = pd.Series(~gone, bars.index).groupby(bars.index.date)
         n, back = known.transform(lambda s, h=h: s.rolling(h).sum()), c.groupby(bars.index.date).transform(lambda s, h=h: s.ffill().shift(h))
         seen = known.transform(lambda s: np.where(s, np.arange(len(s)), np.nan)).groupby(bars.index.date).transform(lambda s, h=h: s.ffill().shift(h))
-        spill = ((minute - h) - seen).fillna(0) # minutes that the first return reaches back beyond the window; the day's first bar begins at its own open
+        spill = (minute - h) - seen.fillna(-1) # minutes that the first return reaches back beyond the window
         ok = (n >= .9*h) & (minute >= h) & ~gone & (spill <= .1*h); ours = x[f'r{h}'].reindex(bars.index)
         assert (ours.notna() == ok)[minute >= h].all(), h
         ok &= back.notna(); np.testing.assert_allclose(ours[ok], np.log(c/back)[ok], rtol=0, atol=1e-12)
@@ -178,7 +178,7 @@ def test_a_late_open_and_a_day_of_few_bars_break_nothing(autumn):
     a, b = compute(bars), stream_frame(bars)
     np.testing.assert_array_equal(a, b)
     known = a.loc['2025-11-18'].notna().any()
-    assert set(known.index[~known]) - {f.name for f in REGISTRY if f.group in ('G7', 'G8', 'G9')} == {*VOLUME, 'open_range', 'logrv_today', 'logrv_surprise', 'vwap_dist', 'to_fomc', 'since_830', 'since_1000'}  # they need the day so far, quotes, or a release that day
+    assert set(known.index[~known]) - {f.name for f in REGISTRY if f.group in ('G7', 'G8', 'G9')} == {*VOLUME, 'open_range', 'r_overnight', 'log_on2', 'noise_pos', 'band_out', 'band_crossings', 'logrv_today', 'logrv_surprise', 'vwap_dist', 'to_fomc', 'since_830', 'since_1000'}  # they need the open, the day so far, quotes, or a release that day
 
 
 def test_zero_volume_is_empty_and_leaves_prices_alone(autumn):
@@ -213,3 +213,36 @@ def test_a_first_session_knows_only_itself(spy):
     x = compute(spy['2025-10-01':'2025-10-01'])
     remembering = [f.name for f in REGISTRY if f.kept and f.sessions]
     assert x[remembering].isna().all(axis=None) and x[['r1', 'logrv_60', 'vwap_dist', 'rsi_14', 'jump_30']].notna().any().all()
+
+
+def test_a_session_of_which_no_bar_counts_is_absent_in_both_forms(autumn):
+    day = autumn.index.date == date(2025, 11, 18)
+    bars = autumn[~day | (np.arange(len(autumn)) % 390 < 3)].copy(); hit = bars.index.date == date(2025, 11, 18)
+    assert hit.sum() == 3; bars.loc[hit, PX] *= 1.5
+    with pytest.warns(UserWarning, match='left out'): a, b = compute(bars), stream_frame(bars)
+    np.testing.assert_array_equal(a, b)
+    assert a.loc['2025-11-19', ['r_overnight', 'logdiur_30', 'noise_pos']].isna().all(None)
+
+
+def test_a_bar_without_a_close_or_from_another_day_costs_itself_alone(autumn):
+    rows = autumn.loc['2025-11-18'].reset_index().to_dict('records'); s = Stream(['r1', 'r5']); s.start(autumn.loc[:'2025-11-17'].tail(400))
+    for o in rows[:10]: s.push(o)
+    with pytest.warns(UserWarning, match='left out'): assert all(v != v for v in s.push(rows[10] | dict(close=np.nan)).values())
+    for at in ('2025-11-19 08:00', '2025-11-22 10:00'):
+        with pytest.raises((DataError, UsageError)): s.push(rows[11] | dict(Datetime=pd.Timestamp(at, tz='America/New_York')))
+    out = [s.push(o) for o in rows[11:]]
+    assert [i for i, o in enumerate(out) if o['r1'] != o['r1']] == [0] and out[-1]['r5'] == pytest.approx(np.log(rows[-1]['close']/rows[-6]['close']), rel=1e-9)
+    with pytest.raises(DataError, match='by its start'): s.push(autumn.loc['2025-11-19'].reset_index().iloc[0].to_dict() | dict(Datetime=pd.Timestamp('2025-11-19 09:30:30', tz='America/New_York')))
+
+
+def test_what_would_be_misread_is_refused(autumn):
+    day = autumn.loc['2025-11-18']
+    with pytest.raises(DataError, match='the times of the bars are in UTC'): compute(day.between_time('09:30', '10:29').tz_convert('UTC').tz_convert('UTC'))
+    with pytest.raises(DataError, match='there are no bars'): compute(day.iloc[:0])
+    with pytest.raises(UsageError, match='has no date'): compute(autumn, ['r_overnight'], dividends={'2025-11-18': 5.})
+    paid = compute(autumn, ['r_overnight'], dividends={pd.Timestamp('2025-11-18'): 5.})
+    assert paid.loc['2025-11-18', 'r_overnight'].iloc[0] > compute(autumn, ['r_overnight']).loc['2025-11-18', 'r_overnight'].iloc[0] + .007
+    assert compute(day, 'r5').columns.tolist() == ['r5']
+    mine = Registry(); feature('counted', lambda g: 0.*g.close, step=lambda b, s: next(s), state=lambda: iter([]), registry=mine, group='mine', formula='-', inputs=('close',), scope='continuous')
+    mine['counted'].state = lambda: (i for i in range(10**6))
+    with pytest.raises(UsageError, match='feature counted: its state cannot be copied'): Stream(registry=mine).push(day.reset_index().iloc[0].to_dict())

@@ -20,7 +20,7 @@ from ..core import CheckFailed, DataError, UsageError
 from .batch import compute
 from .fingerprint import global_names
 from .flow import FLOW, FlowStream
-from .registry import COLUMNS, REGISTRY, TOLERANCE, Registry, agreement
+from .registry import COLUMNS, REGISTRY, TOLERANCE, Days, Registry, agreement
 from .second import whole
 from .stream import Stream, recent, stream_frame
 from ..sessions import MINUTES, is_session, prev_session, session
@@ -163,8 +163,9 @@ def dated(
     a, b = max(found, key=lambda o: o[1][0] in days)
     here = bars[np.isin(bars.index.date, a)]
     there = here.set_axis((here.index.tz_localize(None) + (b[0] - a[0])).tz_localize(here.index.tz).rename(here.index.name))
-    gap = _changed(*(compute(o, every, registry=registry).reset_index(drop=True) for o in (here, there))).any()
-    return gap & ~pd.Series({o: any(f.known_at == 'schedule' for f in registry.plan([o])) for o in every})
+    g, other = Days(here, registry=registry), Days(there, registry=registry)
+    other._memo |= {f.name: g[f.name] for f in registry.plan(every) if f.known_at == 'schedule'}
+    return pd.Series({o: not np.array_equal(g.column(o), other.column(o), equal_nan=True) for o in every}, dtype=bool)
 
 # %% ../../nbs/features/29_audit.ipynb #3147738b
 def audit_record(

@@ -11,6 +11,7 @@ import warnings
 import pandas as pd
 
 from ..bars import Grid, check_bars
+from ..core import ET, DataError
 from . import candidates  # noqa: F401 - the last to declare features; each imports those before it, so that columns have one order
 from .registry import REGISTRY, Days, Registry
 from ..sessions import minutes
@@ -21,6 +22,12 @@ def _stamps(g):
     ix = [minutes(d)[s[:n]] for d, s, n in zip(g.days, g.seen, g.n)]
     return pd.DatetimeIndex(pd.concat([o.to_series() for o in ix]), name='Datetime')
 
+# %% ../../nbs/features/27_batch.ipynb #af885492
+def _in_new_york(bars):
+    "Refuse bars without a row, or with times of another zone, whose minutes would be taken for others."
+    if bars.empty: raise DataError('there are no bars', 'nothing can be computed from none', 'give at least one session')
+    if (bars.index.tz_localize(None) != bars.index.tz_convert(ET).tz_localize(None)).any(): raise DataError(f'the times of the bars are in {bars.index.tz}', 'minutes of a session are counted in New York', "convert them: df.tz_convert('America/New_York')")
+
 # %% ../../nbs/features/27_batch.ipynb #dd1d0b74
 def compute(
     bars, # canonical frame or `Grid`, any number of sessions
@@ -29,8 +36,8 @@ def compute(
     registry:Registry=REGISTRY,
 ) -> pd.DataFrame: # float64, a column a feature, the index of the bars; `attrs['left_out']` where bars were
     "The features of every bar, empty where a window is not complete and at bars that no market makes."
-    if not isinstance(bars, Grid): check_bars(bars)
-    names = registry.names() if features is None else list(features)
+    if not isinstance(bars, Grid): _in_new_york(check_bars(bars))
+    names = registry.names() if features is None else [features] if isinstance(features, str) else list(features)
     registry.plan(names)
     days, ix = Days(bars, dividends, registry), _stamps(bars) if isinstance(bars, Grid) else bars.index
     kept = slice(None) if days.rows is None else days.rows

@@ -78,7 +78,6 @@ class Extreme:
 for _name, _pick in dict(high=np.fmax, low=np.fmin).items():
     _base(f'{_name}_{N}', lambda g, o=_name, pick=_pick: sliding(pick, g[o], N), step=lambda b, s, o=_name: s(b[o]), state=partial(Extreme, _pick, N),
           formula=f'extreme {_name} of {N} min', unit='USD', window=N, warmup=N, inputs=(_name,))
-_roll(f'known_{N}', 'bar', N, group='base', formula=f'0 where 90 % of {N} min are known')
 _place(f'stoch_{N}', f'high_{N}', f'low_{N}', f'known_{N}', f'the range of {N} min', window=N, warmup=N, source='Lane 1984')
 
 # %% ../../nbs/features/26_candidates.ipynb #13f7b51c
@@ -108,13 +107,13 @@ def abreast(
     f = make()
     return np.stack([f(*(x[:, m] for x in inputs)) for m in range(MINUTES)], 1)
 
-def _recursion(name, make, of, then=lambda v, g: v, **kw):
-    "Declare what an object makes of its inputs, brought to units by `then`."
-    _off(name, lambda g: then(abreast(make, *(g[o] for o in of)), g), step=lambda b, s: then(s(*(b[o] for o in of)), b), state=make, inputs=of, **kw)
+def _recursion(name, make, of, known, then=lambda v, g: v, **kw):
+    "Declare what an object makes of its inputs, brought to units by `then`, empty where `known` is."
+    _off(name, lambda g: then(abreast(make, *(g[o] for o in of)), g) + g[known], step=lambda b, s: then(s(*(b[o] for o in of)), b) + b[known], state=make, inputs=(*of, known), **kw)
 
 # %% ../../nbs/features/26_candidates.ipynb #21580f32
-_base('true_range', lambda g: np.maximum(g.high, g.base) - np.minimum(g.low, g.base), formula='max(H, base) - min(L, base)', unit='USD', inputs=('high', 'low', 'base'))
-_recursion('atr', partial(Smooth, N, 1/N), ('true_range',), group='base', formula="Wilder's mean of the true range, 14 min", unit='USD', window=N, warmup=N)
+_base('true_range', lambda g: np.where(g.span == 1, np.maximum(g.high, g.base) - np.minimum(g.low, g.base), np.nan)[()], formula='max(H, C_{m-1}) - min(L, C_{m-1})', unit='USD', inputs=('high', 'low', 'base', 'span'))
+_recursion('atr', partial(Smooth, N, 1/N), ('true_range',), 'known_14', group='base', formula="Wilder's mean of the true range, 14 min", unit='USD', window=N, warmup=N)
 _off('atr_14', lambda g: np.log(g.atr/g.close), group='G2', formula="ln of Wilder's mean true range of 14 min over C_m", unit='ln share of price', window=N, warmup=N,
      inputs=('atr', 'close'), source='Wilder 1978')
 
@@ -130,7 +129,8 @@ class Macd:
         self.n = self.n + (px == px)
         return line - self.signal(line)
 
-_recursion('macd', Macd, ('close',), lambda v, g: v/g.close, group='G4', formula='MACD(12, 26) less its mean (9), over C_m', unit='share of price', window=SLOW + SIGNAL - 1,
+_roll('known_26', 'bar', SLOW, group='base', formula='0 where 90 % of 26 min are known')
+_recursion('macd', Macd, ('close',), 'known_26', lambda v, g: v/g.close, group='G4', formula='MACD(12, 26) less its mean (9), over C_m', unit='share of price', window=SLOW + SIGNAL - 1,
            warmup=SLOW + SIGNAL - 1, source='Appel 2005')
 
 # %% ../../nbs/features/26_candidates.ipynb #248f5588
@@ -145,7 +145,8 @@ class Adx:
         rise, fall = self.up(np.where((up > down) & (up > 0), up, 0*up)), self.down(np.where((down > up) & (down > 0), down, 0*down))
         return self.mean(np.where(up == up, 100*abs(rise - fall)/(rise + fall), np.nan))
 
-_recursion(f'adx_{N}', Adx, ('high', 'low'), group='G4', formula="Wilder's mean of 100 |DM+ - DM-|/(DM+ + DM-), 14 min", window=2*N, warmup=2*N, source='Wilder 1978')
+_roll('known_28', 'bar', 2*N, group='base', formula='0 where 90 % of 28 min are known')
+_recursion(f'adx_{N}', Adx, ('high', 'low'), 'known_28', group='G4', formula="Wilder's mean of 100 |DM+ - DM-|/(DM+ + DM-), 14 min", window=2*N, warmup=2*N, source='Wilder 1978')
 
 # %% ../../nbs/features/26_candidates.ipynb #549b08be
 _base('bar_flow', lambda g: np.sign(g.close - g.open)*g.volume, formula='sign(C - O) V', unit='shares', inputs=('open', 'close', 'volume'))

@@ -20,7 +20,7 @@ from ..sessions import MINUTES
 # %% ../../nbs/features/22_location.ipynb #217ea4b0
 NORM = 14 # full sessions in the norms of this module
 
-feature('move', lambda g: abs(g.last/g.day_open - 1), kept=False, group='base', formula='|C_m/O - 1|', inputs=('last', 'day_open'))
+feature('move', lambda g: abs(g.close/g.day_open - 1), kept=False, group='base', formula='|C_m/O - 1|', inputs=('close', 'day_open'))
 same_minute('sigma14', 'move', NORM, '|C_m/O - 1|')
 feature('noise_pos', lambda g: (g.close/g.day_open - 1)/g.sigma14, group='G3', formula='(C_m/O - 1)/sigma14(m); the noise area is -1 to 1',
         window=NORM*MINUTES, scope='continuous', sessions=NORM, inputs=('close', 'day_open', 'sigma14'), source='Zarattini, Aziz and Barbon 2024')

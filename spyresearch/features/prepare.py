@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..bars import LATE, RAW_COLUMNS, RULE
 from ..crosscheck import BEYOND, STILL, crosschecked
 from ..core import ET, DataError, UsageError, quiet, stopwatch
+from ..events import quad
 from .batch import compute
 from .extension import recall, settle
 from .recorded import beside, catch_up, recorded_from
@@ -144,10 +145,14 @@ def unfetched(store:Store) -> list: # (day, why)
     return [(d, why(d)) for d in (sessions(min(here), max(here)) if here else []) if d not in here]
 
 # %% ../../nbs/features/33_prepare.ipynb #7c7799fd
-def dividends_of(store:Store) -> dict: # ex-date -> USD a share; NaN of a session that is over, where others are told and it is not
+def dividends_of(
+    store:Store,
+    day:date|None=None, # a session under way, or to come
+) -> dict: # ex-date -> USD a share; NaN where others are told and it is not: of sessions that are over, and of those under way on which SPY may go ex
     "Dividends that the source has told."
     told = {t.date(): float(v) for t, v in store.daily_bars()['dividend'].dropna().items()}
-    unknown = [o for o in store.raw_days(sealed=True) if o not in told] if told else []
+    over = set(store.raw_days(sealed=True)); days = {*store.raw_days(), *([day] if day else [])}
+    unknown = [o for o in days if o not in told and (o in over or quad(o) == 1)] if told else []
     return {d: v for d, v in told.items() if v > 0} | dict.fromkeys(unknown, np.nan)
 
 # %% ../../nbs/features/33_prepare.ipynb #32a7374e

@@ -19,7 +19,7 @@ from ..bars import OHLC, STANDS, Watch, describe
 from ..core import ET, CheckFailed, DataError, UsageError
 from .batch import compute
 from .fingerprint import source_code
-from .registry import COLUMNS, REGISTRY, TOLERANCE, Minute, Registry, agreement, sums
+from .registry import COLUMNS, REGISTRY, TOLERANCE, Minute, Registry, agreement, by_date, sums
 from ..sessions import MINUTES, prev_session, session
 
 # %% ../../nbs/features/28_stream.ipynb #3e65a6e1
@@ -32,12 +32,23 @@ class Stream:
     ):
         self.names = registry.names() if features is None else list(features)
         self.plan, self.depth = registry.plan(self.names), registry.depth(self.names)
-        self.dividends, self.states = dividends or {}, {f.name: f.new_state() for f in self.plan}
+        self.dividends, self.states = by_date(dividends), {f.name: f.new_state() for f in self.plan}
         self.columns = *COLUMNS[:-1], *registry.carried
         self.nothing = dict.fromkeys((*self.columns, 'source'), np.float64('nan'))
         self.last = self.day = None  # last finished session; the one under way
         self.minute = 0  # the next to come
         self.watch, self.left_out = Watch(), ()  # judges the bars; (time, what stood there) of those that no market makes
+
+# %% ../../nbs/features/28_stream.ipynb #c9219647
+@patch
+def _copied(self:Stream) -> dict:
+    "What all features remember, once more."
+    out = {}
+    for k, v in self.states.items():
+        try: out[k] = deepcopy(v)
+        except Exception as e: # a state may be anything
+            raise UsageError(f'feature {k}: its state cannot be copied', f'{type(e).__name__}: {e}', 'remember numbers, arrays, lists, or an object made of them') from e
+    return out
 
 # %% ../../nbs/features/28_stream.ipynb #04826cfb
 @patch
@@ -47,8 +58,9 @@ def open(self:Stream,
     "Begin a session; the one under way is closed first."
     if (latest := self.day or self.last) and day <= latest:
         raise DataError(f'{day} was to follow {latest}', 'features run forward in time only', 'start a new stream')
-    if self.day: self.close()
     s = session(day)
+    if self.day: self.close()
+    self.before, self.any = self._copied(), False
     self.states |= {f.name: f.new_state() for f in self.plan if f.scope == 'session'}
     self.day, self.minute, self.n = day, 0, s.n_minutes
     self.fields = dict(day=day, n=s.n_minutes, weekday=day.weekday(), linked=self.last == prev_session(day), dividend=self.dividends.get(day, 0.))
@@ -67,7 +79,9 @@ def _pass(self:Stream, market, seen):
 def close(self:Stream):
     "End the session: the minutes that never came pass by empty."
     while self.minute < self.n: self._pass(self.nothing, False)
-    self.last, self.day = self.day, None
+    if self.any: self.last = self.day
+    else: self.states = self.before # no bar of it counts: it is as absent as it is in the batch form
+    self.day = None
 
 # %% ../../nbs/features/28_stream.ipynb #330e548f
 @patch
@@ -77,15 +91,16 @@ def push(self:Stream,
     "The features at the end of this bar."
     at = pd.Timestamp(bar['Datetime'])
     if at.tz is None: raise UsageError(f'the bar {at} has no time zone', 'the minute is not known', 'give aware times')
-    at = at.tz_convert(ET)
-    if at.date() != self.day: self.open(at.date())
-    m = at.hour*60 + at.minute - 570
-    if not self.minute <= m < self.n:
-        raise DataError(f'the bar {at} is not expected', f'minute {self.minute} of {self.n} of {self.day} comes next', 'push each minute once, in order')
+    at = at.tz_convert(ET); day, m = at.date(), at.hour*60 + at.minute - 570
+    now, n = (self.minute, self.n) if day == self.day else (0, session(day).n_minutes)
+    if not now <= m < n or at.second:
+        raise DataError(f'the bar {at} is not expected', f'minute {now} of {n} of {day} comes next', 'push each minute once, in order, by its start')
+    if day != self.day: self.open(day)
     px = [float(bar.get(o, math.nan)) for o in OHLC]; before = self.watch.px
-    sound = self.watch.sees(self.day, m, self.fields['linked'], *px)
+    sound = math.isfinite(px[3]) and self.watch.sees(self.day, m, self.fields['linked'], *px)
     while self.minute < m + (not sound): self._pass(self.nothing, False)
     if not sound: return self._leave_out(at, px, before)
+    self.any = True
     b = self._pass({o: np.float64(bar.get(o, np.nan)) for o in self.columns} | dict(source=np.float64(source_code(bar.get('src')))), True)
     return {o: v if math.isfinite(v := float(b[o])) else math.nan for o in self.names}
 
@@ -129,7 +144,7 @@ def start(self:Stream,
 def fork(self:Stream) -> Stream:
     "A stream of its own that goes on from here."
     new = copy(self)
-    new.states, new.watch = deepcopy(self.states), copy(self.watch)
+    new.states, new.watch = self._copied(), copy(self.watch)
     return new
 
 # %% ../../nbs/features/28_stream.ipynb #7e4e5fd6

@@ -122,7 +122,7 @@ def prepare(self:Engine):
     if self.kept is None: return
     try:
         past = Panel.from_store(self.store, upto=opens); past = past.days_from(max(len(past) - self.days, 0))
-        self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store).get(self.day, 0.)), widen=self.careful.widen)
+        self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store, self.day).get(self.day, 0.)), widen=self.careful.widen)
     except (DataError, ModelError) as e: self.kept, self.why, self.fault = None, 'warm-up', f'{e.what}: {e.why}'; self.say(self.fault)
 
 # %% ../../nbs/live/42_engine.ipynb #fee9cc75

@@ -17,9 +17,10 @@ from ..core import UTC, DataError, FolderError, ModelError
 from ..journal import Journal
 from .contest import LOOKS, STOP, caution, caution_at, decide, drifts, paired, past, relative, scored, surprise
 from .words import Caution
-from ..models.champions import SERVES, keep, load_model, pointer, promote, promotions, rollback, whole
+from ..models.champions import SERVES, keep, load_model, pointer, promote, promotions, rollback, shelf_in, whole
 from ..models.experiment import evaluate, plain, train
 from ..models.metrics import dm_t
+from ..models.networks import kept_in
 from ..models.parallel import walk_in
 from ..sessions import MINUTES, sessions
 from ..store import Store
@@ -213,7 +214,8 @@ def refit(self:Learner, panel, names, at:datetime, seed:int=0) -> list: # ids th
     "Members fitted on everything known, as challengers; one that cannot learn is a row."
     out = []
     for o in names:
-        try: id = keep(train(panel, o, seed), panel, {}, self.store, at, seed, LASTS)
+        try:
+            with kept_in(shelf_in(self.store.root)): id = keep(train(panel, o, seed), panel, {}, self.store, at, seed, LASTS)
         except ModelError as e: self.add('fault', panel.days[-1], f'{o} could not be refitted: {e.what}: {e.why}'); continue
         if self.seat(id, panel.days[-1], 'refitted by the calendar', at): out.append(id)
     return out

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..bars import OHLCV, RAW_COLUMNS
 from ..features import batch  # noqa: F401 - declares the features
-from ..features.prepare import context, dividends_of
+from ..features.prepare import context, dividends_of, sound_bars
 from ..features.recorded import beside
 from ..features.registry import REGISTRY, Registry
 from ..features.stream import Stream
@@ -38,8 +38,8 @@ class Today:
         self.hash, self.bars, self.values, self.done, self.dirty, self.writes = registry.hash(), {}, {}, 0, False, 0
         self.came, self.left = {}, frozenset() # minute -> the newest one when its bar came; minutes whose bar no market makes
         have = set(store.raw_days())
-        self.stream = Stream(dividends=dividends_of(store), registry=registry)
-        past = store.raw_frame([d for d in context(day, self.stream.depth)[:-1] if d in have])
+        self.stream = Stream(dividends=dividends_of(store, day), registry=registry)
+        past, _ = sound_bars(store, [d for d in context(day, self.stream.depth)[:-1] if d in have])
         if len(past): self.stream.start(past)
         self.stream.open(day)
         self.recall()

@@ -30,7 +30,7 @@ from ..trade.desk import basis, day_moments, is_asked, on_record, shadow_of, sto
 from ..trade.intraday import OPTION
 from ..trade.shadow import Night, Shadow, WINDOW, dividends_of, ended, intraday_shadow, nights, shares_of
 from ..trade.signals import Stage, grounds, intraday_day, option_day, option_grounds, stage, swing_day
-from ..trade.tickets import Ticket, head_of, is_scored
+from ..trade.tickets import Silence, Ticket, head_of, is_scored
 
 # %% ../../nbs/live/39_words.ipynb #6cee443d
 def walked(
@@ -145,9 +145,15 @@ def _night(self:Desk, hold, score):
     return replace(n, rows=slice(0, len(score)), rank=np.atleast_1d(past_rank(s.score[int(np.searchsorted(s.day, self.d - WINDOW)):], score)))
 
 @patch
+def mute(self:Desk, panel, minute:int, q:np.ndarray) -> list: # of Silence, one for each head
+    "What is said where there is no forecast to decide by."
+    at, q = session(self.stage.days[self.d]).open + pd.Timedelta(minutes=minute + 1), np.asarray(q, float)
+    return [Silence(at, 'option', self.stage.provenance, ('warm-up',), {'hold': k}) for k, h in intraday.MINUTES_HELD.items() if minute + 1 + h <= panel.n[self.d] and not np.isfinite(q[HORIZONS.index(k)]).all()]
+
+@patch
 def unquoted(self:Desk, panel, minute:int, q:np.ndarray) -> list: # of Silence
     "What the heads say that are measured in shares."
-    out = []
+    out = self.mute(panel, minute, q)
     for hold in intraday.MINUTES_HELD:
         if (r := self.row(panel, hold, minute, q)) is None: continue
         one = replace(self.stage, shadows=self.stage.shadows | {hold: r})
@@ -183,7 +189,7 @@ def heard(self:Desk,
     if self.touch is not None and chain is not None and len(chain) and stood(chain, at) is not None:
         if not is_asked(panel, self.d, minute): return {}, {}
         words, why = self.quoted(panel, minute, sigma, chain, done)
-        return {OPTION: words}, why
+        return ({OPTION: words} if words else {o.facts['hold']: [o] for o in self.mute(panel, minute, q)}), why
     if minute < FIRST or (minute - FIRST) % EVERY: return {}, {}
     return {o.facts['hold']: [o] for o in self.unquoted(panel, minute, q)}, {}
 
@@ -215,6 +221,7 @@ def at_once(self:Desk,
     st.shadows[OPTION] = today.shadow if today else shadow_of([])
     night = {h: tonight(s, h, self.d, self.rule) for h, s in st.shadows.items()}
     out = {h: intraday_day(st, h, self.d, night[h]) for h in intraday.MINUTES_HELD}
+    for o in (o for m, x in zip(minute, q) for o in self.mute(panel, int(m), x)): out[o.facts['hold']].append(o)
     offered = option_day(st, today, self.d, night[OPTION], done) if today else []
     done = done + [o for o in offered if isinstance(o[0], Ticket)]
     return out | {OPTION: [o for o, _ in offered], 'swing': swing_day(st, self.d, {h: night[h] for h in swing.SESSIONS}, done)}
