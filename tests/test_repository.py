@@ -121,6 +121,16 @@ def test_readme_is_made_from_the_index(tmp_path):
     assert text.index('python spy.py run') < text.index('--tws')
 
 
+def test_both_readmes_say_the_same_commands():
+    "What a reader types or sees, in the same order: code, names of commands, exit statuses, options, links."
+    import re
+    one, two = ((ROOT/o).read_text(encoding='utf-8') for o in ('README.md', 'README.zh.md'))
+    parts = {'code': r'```\w*\n[\s\S]*?```', 'rows': r'(?m)^\| (?!---)([^|]*(?:`|\d)[^|]*) \|', 'options': r'`(--[a-z-]+)', 'headings': r'(?m)^#+', 'points': r'(?m)^(?:\d\.|-) '}
+    for name, o in parts.items(): assert re.findall(o, one) == re.findall(o, two), name
+    assert set(re.findall(r'\]\(([^)]+)\)', one)) - {'README.zh.md'} == set(re.findall(r'\]\(([^)]+)\)', two)) - {'README.md'}
+    assert set(re.findall(r'`([^`]+)`', re.sub(parts['code'], '', one))) == set(re.findall(r'`([^`]+)`', re.sub(parts['code'], '', two)))
+
+
 def test_no_prices_and_nothing_big_in_the_repository():
     tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert tracked
