@@ -8,19 +8,22 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from feeding import Faults, day, demo, half, replay, story, until
 from live import DAY, at, run
-from spyresearch.core import FeedError, FolderError, UsageError
+from spyresearch.core import FeedError, FixedClock, FolderError, SteadyClock, UsageError
 from spyresearch.daylog import DayLog
 from spyresearch.features.prepare import prepare
 from spyresearch.features.recorded import write_flow
 from spyresearch.features.registry import REGISTRY
 from spyresearch.live import runner
+from spyresearch.live.invariants import by_minute
 from spyresearch.live.runner import Runner, clock_of
 from spyresearch.live.today import Today
 from spyresearch.store import Store
@@ -34,11 +37,11 @@ GAPPY = date(2025, 12, 3)   # the demo lacks its minute 257, 13:47
 
 
 @asynccontextmanager
-async def living(root, begin, faults=Faults(), on=DAY, days=4, chain=False, tape=None, **how):
+async def living(root, begin, faults=Faults(), on=DAY, days=4, chain=False, tape=None, clocked=lambda clock: clock, **how):
     "A runner under way: its task is in `task`, what it says in `said`."
     async with replay(begin, faults, tape=tape, on=on, link=dict(deadline_s=.1)) as (srv, clock, link):
         if chain: srv.listing = listing_of(srv)
-        r = Runner('127.0.0.1', srv.port, Store(root, 'simulated:demo'), clock, days=days, chain=chain, every_min=1)
+        r = Runner('127.0.0.1', srv.port, Store(root, 'simulated:demo'), clocked(clock), days=days, chain=chain, every_min=1)
         r.said, r.srv, r.link.deadline_s = [], srv, .1
         r.say = r.said.append
         r.task = asyncio.ensure_future(r.run(**how))
@@ -436,3 +439,35 @@ def test_a_replay_that_stands_still_is_refused():
     async def go():
         async with ReplayServer(demo(), at('10:00:00'), control=True) as srv: await clock_of('127.0.0.1', srv.port)
     with pytest.raises(UsageError, match='stands still'): run(go())
+
+
+# --- a clock that is set
+
+class Set:
+    "A replay's clock as a machine would tell it that is set by some seconds, and set back."
+    def __init__(self, clock, begin, end, by): self.clock, self.begin, self.end, self.by = clock, begin, end, timedelta(seconds=by)
+    def __getattr__(self, name): return getattr(self.clock, name)
+    def passed(self): return self.clock.monotonic()
+    def now(self): return t + self.by if self.begin <= (t := self.clock.now()) < self.end else t
+
+
+@pytest.mark.parametrize('by', [90, -90])
+def test_a_clock_that_is_set_costs_no_second_and_no_trade(tmp_path, by):
+    r = run(lived(tmp_path, '09:58:00', clocked=lambda c: SteadyClock(Set(c, at('10:02:20'), at('10:04:40'), by)), until=at('10:07:30')))
+    rows, api = by_minute(r.feed.log.read(day)), demo().bars['TRADES', '1 min']
+    heard = rows[rows['whole']]; assert len(heard) >= 8 and heard.index.strftime('%H:%M').tolist()[-8:] == [f'{o:%H:%M}' for o in pd.date_range('2025-12-05 09:59', periods=8, freq='min')]
+    np.testing.assert_array_equal(heard['volume'], api['volume'].reindex(heard.index))
+    told = [o for o in r.said if 'clock set' in o]
+    assert len(told) == 1 and f"was set by {by:+.1f} s; TWS's time does not agree, and it does not count" in told[0]
+    assert [o['state'] for o in r.feed.journal.read() if o['what'] == 'clock'] == ['set']
+
+
+def test_a_clock_that_is_set_right_counts():
+    "The machine was 90 s late, and TWS agrees with the correction."
+    true = FixedClock(at('10:00:00')); late = SteadyClock(Set(true, at('09:00:00'), at('10:01:00'), -90)); said = []
+    async def current_time(): return true.now()
+    r = SimpleNamespace(clock=late, off=0., link=SimpleNamespace(current_time=current_time), feed=SimpleNamespace(told=lambda *o: said.append(o)))
+    assert (true.now() - late.now()).total_seconds() == 90
+    true.sleep(60); assert (true.now() - late.now()).total_seconds() == 90 and late.off == 90
+    run(Runner.keep_time(r))
+    assert true.now() == late.now() and said[0][:2] == ('clock', 'set') and 'agrees, and it counts' in said[0][2]

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import ET, DataError, FeedError, RealClock, UsageError, quiet, stamp
+from ..core import ET, DataError, FeedError, RealClock, SteadyClock, UsageError, quiet, stamp
 from ..features.prepare import prepare
 from ..features.recorded import catch_up, flow_log, usual_depth, write_flow
 from ..features.smile import Smile
@@ -38,15 +38,15 @@ from .words import Caution
 from .worker import Learning
 
 # %% ../../nbs/live/51_runner.ipynb #2bb33213
-async def clock_of(host:str, port:int): # a RealClock, or a SlaveClock that follows a replay
+async def clock_of(host:str, port:int): # a SteadyClock on the machine's, or a SlaveClock that follows a replay
     "The clock of what is at an address."
     try: here = host == 'localhost' or ipaddress.ip_address(host).is_loopback
     except ValueError: here = False
     told = announced_control(port) if here else None
-    if told is None: return RealClock()
+    if told is None: return SteadyClock(RealClock())
     clock = SlaveClock(datetime(1970, 1, 1, tzinfo=ET))
     try: await clock.attach(told['control'], told['token'])
-    except OSError: return RealClock() # left behind by a server that was killed
+    except OSError: return SteadyClock(RealClock()) # left behind by a server that was killed
     if not clock.speed: clock.detach(); raise UsageError(f'the replay at {host}:{port} stands still', 'a live run needs time to pass', 'start it with --speed, as --speed 60 or --speed max')
     return clock
 
@@ -83,6 +83,7 @@ class Runner:
     ):
         self.store, self.clock, self.days, self.with_chain, self.venue, self.say, self.progress, self.every_min = store, clock, days, chain, venue, say, progress, every_min
         self.link = Link(host, port, client_id, clock)
+        self.off = 0. # how far the machine's clock stood off when that was last asked about
         self.is_tape, self.reports, self.feed, self.today, self.chain, self.explained = ':' in (store.provenance or ''), [], None, None, None, {}
         self.thinks, self.publish, self.report, self.engine, self.over = thinks, publish, report, None, -1
         self.learning = Learning(Store(store.root, store.provenance, clock), refits=not self.is_tape) if thinks and learns else None
@@ -277,11 +278,23 @@ def second(self:Runner, r):
     if (r.second + 1) % (60*self.every_min) == 0: asyncio.get_running_loop().call_soon(lambda: self.line(self.how()))
 
 @patch
+async def keep_time(self:Runner):
+    "Whose time counts when the machine's clock has been set: TWS is asked, and the answer is on record."
+    off, self.off = self.clock.off, self.clock.off
+    try: told = await self.link.current_time()
+    except FeedError: self.off = 0.; return # asked again in a minute
+    ours = self.clock.now(); right = abs(told - ours - timedelta(seconds=off)) < abs(told - ours)
+    if right: self.clock.trust()
+    words = f"the machine's clock was set by {off:+.1f} s; " + ("TWS's time agrees, and it counts" if right else "TWS's time does not agree, and it does not count")
+    self.feed.told('clock', 'set', words)
+
+@patch
 def minute_over(self:Runner, i:int): # of the session
     "What goes with the bars of this minute, and of those before that were not told yet."
     quoted = chain_frame(rows) if self.chain and (rows := self.chain.snapshots.get(i)) else None
     options = self.smile.step(quoted)
     self.soon(); self.over = i; self.tell()
+    if (off := getattr(self.clock, 'off', 0.)) and abs(off - self.off) > 1: self.link.mind(asyncio.ensure_future(self.keep_time()))
     for k in sorted(self.flow.ends): self.today.note(k, self.flow.ends.pop(k) | (options if k == i and quoted is not None else {}))
 
 @patch
