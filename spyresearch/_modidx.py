@@ -299,6 +299,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'spyresearch.core.slug': ('core.html#slug', 'spyresearch/core.py'),
                                   'spyresearch.core.stamp': ('core.html#stamp', 'spyresearch/core.py'),
                                   'spyresearch.core.stopwatch': ('core.html#stopwatch', 'spyresearch/core.py'),
+                                  'spyresearch.core.trim_memory': ('core.html#trim_memory', 'spyresearch/core.py'),
                                   'spyresearch.core.unpack': ('core.html#unpack', 'spyresearch/core.py')},
             'spyresearch.crosscheck': { 'spyresearch.crosscheck._goes_on': ('crosscheck.html#_goes_on', 'spyresearch/crosscheck.py'),
                                         'spyresearch.crosscheck._refuse': ('crosscheck.html#_refuse', 'spyresearch/crosscheck.py'),

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['UTC', 'ET', 'STEP', 'SPEED', 'SpyError', 'CheckFailed', 'UsageError', 'DataError', 'FolderError', 'ModelError',
-           'FeedError', 'PermissionMissing', 'NothingToDo', 'RealClock', 'FixedClock', 'SteadyClock', 'settle',
-           'stopwatch', 'parse_asof', 'provenance_of', 'is_tradable', 'stamp', 'one_provenance', 'slug', 'quiet',
-           'bar_progress', 'atomic_write', 'pack', 'unpack', 'file_hash', 'git_revision', 'package_versions']
+           'FeedError', 'PermissionMissing', 'NothingToDo', 'RealClock', 'FixedClock', 'SteadyClock', 'trim_memory',
+           'settle', 'stopwatch', 'parse_asof', 'provenance_of', 'is_tradable', 'stamp', 'one_provenance', 'slug',
+           'quiet', 'bar_progress', 'atomic_write', 'pack', 'unpack', 'file_hash', 'git_revision', 'package_versions']
 
 # %% ../nbs/00_core.ipynb #380a27e9
-import asyncio, hashlib, io, os, re, subprocess, sys, tempfile, time, zipfile
-from contextlib import contextmanager, nullcontext
+import asyncio, ctypes, gc, hashlib, io, os, re, subprocess, sys, tempfile, time, zipfile
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, time as clock_time, timedelta, timezone
 from functools import cache
 from importlib import metadata
@@ -91,6 +91,12 @@ class SteadyClock:
 
 # %% ../nbs/00_core.ipynb #a78bbf4a
 SPEED = dict(OMP_WAIT_POLICY='PASSIVE', OMP_NUM_THREADS='1', PYTHONHASHSEED='0') # environment of a process that computes
+
+# %% ../nbs/00_core.ipynb #72a63993
+def trim_memory():
+    "Return freed memory to the system, where the C library can."
+    gc.collect()
+    with suppress(OSError, AttributeError): ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 # %% ../nbs/00_core.ipynb #74b1c3e8
 async def settle(

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import ET, DataError, FeedError, RealClock, SteadyClock, UsageError, quiet, stamp
+from ..core import ET, DataError, FeedError, RealClock, SteadyClock, UsageError, trim_memory, quiet, stamp
 from ..features.prepare import prepare
 from ..features.recorded import catch_up, flow_log, usual_depth, write_flow
 from ..features.smile import Smile
@@ -175,6 +175,7 @@ def make(self:Runner, before:date|None=None): # only one-second features of sess
     "What is made of the raw days, brought up to date."
     if days := catch_up(self.store, before): self.line(f'one-second features of {len(days)} recorded days made')
     if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
+    trim_memory()
 
 @patch
 async def fetch(self:Runner, days):
@@ -367,7 +368,7 @@ async def closing(self:Runner, day):
     self.feed.seal(); write_flow(self.store, day, norm=self.depth)
     if self.chain: self.chain.seal()
     if self.store.raw_days(): self.line(str(prepare(self.store, progress=self.progress('features'))))
-    self.line(f'{self.kept()}; the day is sealed')
+    self.line(f'{self.kept()}; the day is sealed'); trim_memory()
 
 @patch
 async def learned(self:Runner, day):
