@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import need
 from spyresearch.atlas import MARKS, _short, bins, day_plot, feature_page, look, market_inputs, reaches, stretches, ticks
 from spyresearch.core import DataError, UsageError, quiet
-from spyresearch.docs import TEXTS, books, check_free, site_files, write_docs
+from spyresearch.docs import TEXTS, books, check_free, site_files, tours, write_docs
 from spyresearch.features.batch import compute
 from spyresearch.features.flow import FLOW
 from spyresearch.features.prepare import dividends_of
@@ -207,7 +207,7 @@ def test_the_site_has_every_notebook_and_its_links_lead_somewhere(store, tmp_pat
     said = []
     made = write_docs(tmp_path/'site', store, progress=lambda *a: said.append(a))
     n = sum(map(len, books(ROOT/'nbs').values()))
-    assert len(made) == n + len(TEXTS) + 1 and said[-1][:2] == (n, n) and {str(p.relative_to(tmp_path/'site')) for p in made} == set(site_files())
+    assert len(made) == n + len(TEXTS) + 1 + len(tours(ROOT/'nbs')) and said[-1][:2] == (n, n) and {str(p.relative_to(tmp_path/'site')) for p in made} == set(site_files())
     check_free(tmp_path/'site') # so it can be made again
     assert n == sum('default_exp' in p.read_text(encoding='utf-8') for p in (ROOT/'nbs').rglob('[0-9]*.ipynb'))
     for p in made:
