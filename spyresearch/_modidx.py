@@ -365,6 +365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'spyresearch.docs.purpose': ('docs.html#purpose', 'spyresearch/docs.py'),
                                   'spyresearch.docs.site_files': ('docs.html#site_files', 'spyresearch/docs.py'),
                                   'spyresearch.docs.text_page': ('docs.html#text_page', 'spyresearch/docs.py'),
+                                  'spyresearch.docs.tours': ('docs.html#tours', 'spyresearch/docs.py'),
                                   'spyresearch.docs.write_docs': ('docs.html#write_docs', 'spyresearch/docs.py')},
             'spyresearch.evening': { 'spyresearch.evening._marks': ('evening.html#_marks', 'spyresearch/evening.py'),
                                      'spyresearch.evening._minute_candles': ('evening.html#_minute_candles', 'spyresearch/evening.py'),
