@@ -6,11 +6,11 @@
 __all__ = ['LIST', 'SESSION_ENDS', 'OLDER', 'BENCHES', 'LONG', 'python', 'bench_start', 'plain_history', 'bench_history',
            'peak_mb', 'bench_run', 'many_runs', 'bench_list', 'busy_seconds', 'bench_second', 'depth_stream',
            'bench_book', 'bench_forecast', 'bench_networks', 'made_chain', 'bench_offers', 'bench_backtest',
-           'bench_session', 'lived', 'beside', 'bench_live', 'years', 'walk_once', 'train_once', 'in_process',
-           'peer_once', 'bench_walk', 'bench_training', 'table', 'run_bench']
+           'bench_session', 'bench_live', 'years', 'walk_once', 'train_once', 'in_process', 'peer_once', 'bench_walk',
+           'bench_training', 'table', 'run_bench']
 
 # %% ../nbs/63_bench.ipynb #ffcb1175
-import asyncio, json, os, shutil, subprocess, sys, tempfile
+import asyncio, json, os, subprocess, sys, tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -358,54 +358,31 @@ def bench_session(n):
     yield row('session_memory', 'what the process gains in a session', grew, bound=50., unit='MB')
 
 # %% ../nbs/63_bench.ipynb #5123a7bc
-def lived(d, **how): # seconds, Runner, ms of each minute's parts
-    "A session of the demo through the engine, at the highest speed."
+def bench_live(n):
+    "A session through the engine."
+    import psutil
     from spyresearch.live.engine import of_day
     from spyresearch.live.runner import go
-    from spyresearch.tws.market import LAST
-    from spyresearch.tws.replay import spawn
-    with spawn(days=130, speed='max', from_open=True) as (host, port): [took], r = timed(lambda: asyncio.run(go(host, port, d, once=True, **how)), 1)
-    return took, r, [o['ms'] for o in of_day(f'{d}/journal/ticks.jsonl', LAST, 'at') if 'forecast' in o]
-
-def beside(panel, store, asof):
-    "A network is kept, so that there is one to be fine-tuned."
-    from importlib.util import find_spec
-    from spyresearch.models.champions import keep
-    from spyresearch.models.experiment import train
-    if find_spec('neuralforecast'): return keep(train(panel, 'nhits'), panel, {}, store, asof)
-    print('learning: not measured, the section deep of requirements.lock is not installed')
-
-def bench_live(n):
-    "A session through the engine, without anybody who learns beside it, and with."
-    import psutil
-    from spyresearch.journal import Journal
     from spyresearch.models.champions import keep, promote
     from spyresearch.models.experiment import train
     from spyresearch.models.touch import Touch
     from spyresearch.runs import gather
     from spyresearch.sessions import prev_session
-    from spyresearch.store import Store
     from spyresearch.tws.market import LAST
+    from spyresearch.tws.replay import spawn
     from spyresearch.tws.source import Source
     me, mb = psutil.Process(), []
     with tempfile.TemporaryDirectory() as d:
-        got = gather(Source(asof=str(prev_session(LAST))), f'{d}/alone'); p, w = got.panel, got.panel.windows(); model = train(p, 'scale')
+        got = gather(Source(asof=str(prev_session(LAST))), d); p, w = got.panel, got.panel.windows(); model = train(p, 'scale')
         promote(got.store, keep(model, p, {}, got.store, got.history.asof, touch=Touch().fit(w, model.sigma(w))), at=got.history.asof)
         def say(text): mb.append(me.memory_info().rss/2**20) if ' SPY ' in text else None
-        shutil.copytree(f'{d}/alone', f'{d}/beside'); took, r, parts = lived(f'{d}/alone', say=say, learns=False); ms = [o['all'] for o in parts]
-        took2, parts2, learned = None, [], []
-        if beside(p, Store(f'{d}/beside', got.store.provenance), got.history.asof): took2, _, parts2 = lived(f'{d}/beside', say=lambda text: None); learned = [o for o in Journal(f'{d}/beside/journal/learning.jsonl').read() if o['kind'] == 'update']
+        with spawn(days=130, speed='max', from_open=True) as (host, port): took, r = timed(lambda: asyncio.run(go(host, port, d, once=True, say=say)), 1)
+        ms = [o['ms']['all'] for o in of_day(f'{d}/journal/ticks.jsonl', LAST, 'at') if 'forecast' in o]
     yield row('live_ticket', f'from the bar to the ticket or silence on record, {len(ms)} minutes of a session; 99th percentile', [p99(np.array(ms)/1e3)], bound=.25)
     yield row('live_ticket_median', 'the same; median', [float(np.median(ms))/1e3], bound=.1)
     yield row('live_late', 'what the loop of the feed had to wait for its turn while a minute was thought about, at worst; 99th percentile', [p99(np.array(r.engine.took['late'])/1e3)])
-    yield row('live_session', 'six and a half hours replayed through spy live, options, forecasts and words on record', [took], bound=600.)
+    yield row('live_session', 'six and a half hours replayed through spy live, options, forecasts and words on record', took, bound=600.)
     yield row('live_memory', 'what the process gains in that session', [max(mb[-3:]) - mb[0]], bound=100., unit='MB')
-    if not learned: return
-    of = lambda rows, k, f: [f([o[k] for o in rows])/1e3]; n99 = lambda x: p99(np.array(x)); at = 'while a network is fine-tuned beside without a rest'
-    for name, k, f, word, bound in (('ticket', 'all', n99, '99th percentile', .25), ('ticket_median', 'all', np.median, 'median', .1), ('forecast', 'forecast', n99, 'the forecast alone, 99th percentile', 2*of(parts, 'forecast', n99)[0])):
-        yield row(f'live_learning_{name}', f'from the bar to the ticket {at}; {word}', of(parts2, k, f), 'the same session, nobody learns', of(parts, k, f), bound)
-    yield row('live_update', f"the longest of {learned[-1]['updates']} updates in that session", [max(o['longest_s'] for o in learned)], bound=10.)
-    yield row('live_learning_session', 'the session, and the evening after it', [took2], bound=600.)
 
 # %% ../nbs/63_bench.ipynb #63bb3661
 def years(
