@@ -26,7 +26,7 @@ def _stamps(g):
 def _in_new_york(bars):
     "Refuse bars without a row, or with times of another zone, whose minutes would be taken for others."
     if bars.empty: raise DataError('there are no bars', 'nothing can be computed from none', 'give at least one session')
-    if (bars.index.tz_localize(None) != bars.index.tz_convert(ET).tz_localize(None)).any(): raise DataError(f'the times of the bars are in {bars.index.tz}', 'minutes of a session are counted in New York', "convert them: df.tz_convert('America/New_York')")
+    if str(bars.index.tz) != str(ET) and (bars.index.tz_localize(None) != bars.index.tz_convert(ET).tz_localize(None)).any(): raise DataError(f'the times of the bars are in {bars.index.tz}', 'minutes of a session are counted in New York', "convert them: df.tz_convert('America/New_York')")
 
 # %% ../../nbs/features/27_batch.ipynb #dd1d0b74
 def compute(

@@ -285,8 +285,11 @@ def nearly(
     spans:np.ndarray=None, # [D, 390]: minutes that each value covers; one by default
 ) -> np.ndarray: # [D, 390], NaN before minute `h` of the session
     "Sum of the last `h` values of each row, empty unless 90 % of them are known and they cover little else."
-    ok = total(1.*~np.isnan(x), h) >= KNOWN*h
-    return pick(ok if spans is None else ok & (total(spans, h) <= (2 - KNOWN)*h), total(x, h))
+    out, holed = total(x, h), np.isnan(x).any(1) # a day without a hole has nothing to be asked about
+    if not holed.any(): return out
+    ok = total(1.*~np.isnan(x[holed]), h) >= KNOWN*h
+    out[holed] = pick(ok if spans is None else ok & (total(spans[holed], h) <= (2 - KNOWN)*h), out[holed])
+    return out
 
 class Nearly:
     "The same, a value at a time."
