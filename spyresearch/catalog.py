@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME', 'KINDS', 'USED', 'SHOWN', 'WIDE', 'HIGH', 'CSS', 'WORDS', 'FIRST', 'NEWEST', 'Entry', 'fault', 'read',
-           'top_of', 'entries', 'ends_of', 'glance', 'picture', 'line', 'catalog', 'rebuild', 'start_cells',
+           'top_of', 'entries', 'finite', 'ends_of', 'glance', 'picture', 'line', 'catalog', 'rebuild', 'start_cells',
            'start_page']
 
 # %% ../nbs/66_catalog.ipynb #bd4307b9
@@ -18,7 +18,7 @@ from psutil import pid_exists
 
 from .atlas import sheet
 from .bar import BENCHMARKS, HORIZONS, MINUTE_HORIZONS, at
-from .core import ET, FolderError, atomic_write, is_tradable, stamp
+from .core import ET, FolderError, atomic_write, is_tradable, source_words
 from .page import Markup, esc, tag, together
 from .docs import books, purpose
 from .figures import interval
@@ -97,22 +97,22 @@ def entries(
     return sorted((read(o) for g in groups for o in _below(g) if _is_run(o)), key=lambda e: e.key, reverse=True)
 
 # %% ../nbs/66_catalog.ipynb #a72cb319
-def _number(v): return float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float('inf') else None
+def finite(v) -> float|None: "A number, or None where there is no finite one."; return float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float('inf') else None
 
 def ends_of(
     o, # one forecaster's object of one horizon
     baseline:str='har',
 ) -> tuple: # low, high in percent; None where they are not known
     "The interval of a skill, or where a file has none the one that its t implies."
-    ci, s, t = at(o, 'skill_ci', baseline), _number(at(o, 'skill_pct', baseline)), _number(at(o, 'dm_t', baseline))
-    if isinstance(ci, list) and len(ci) == 2 and None not in map(_number, ci): return tuple(map(float, ci))
+    ci, s, t = at(o, 'skill_ci', baseline), finite(at(o, 'skill_pct', baseline)), finite(at(o, 'dm_t', baseline))
+    if isinstance(ci, list) and len(ci) == 2 and None not in map(finite, ci): return tuple(map(float, ci))
     return interval(s, t) if s is not None and t else (None, None)
 
 # %% ../nbs/66_catalog.ipynb #8bca62fb
 def _forecast(ev): return 'skill against HAR, %', [(HORIZONS[h], at(o, 'skill_pct', 'har'), *ends_of(o, 'har')) for h, o in _parts(ev, 'horizons', (*MINUTE_HORIZONS, 'rest_of_day'))]
 def _money(bt): return 'Sharpe ratio', [(BENCHMARKS.get(k, k), at(o, 'sharpe'), at(o, 'sharpe_low'), at(o, 'sharpe_high')) for k, o in _parts(bt, 'strategies')]
-def _model(m): return '80 % band less 80, points', [(HORIZONS[h], None if (v := _number(at(o, 'coverage', '80', 'marginal'))) is None else v - 80, None, None) for h, o in _parts(m, 'metrics', HORIZONS)]
-def _evening(e): return '80 % band of the day less 80, points', [(HORIZONS[h], None if (v := _number(at(o, 'cover80'))) is None else v - 80, None, None) for h, o in _parts(e, 'horizons', HORIZONS)]
+def _model(m): return '80 % band less 80, points', [(HORIZONS[h], None if (v := finite(at(o, 'coverage', '80', 'marginal'))) is None else v - 80, None, None) for h, o in _parts(m, 'metrics', HORIZONS)]
+def _evening(e): return '80 % band of the day less 80, points', [(HORIZONS[h], None if (v := finite(at(o, 'cover80'))) is None else v - 80, None, None) for h, o in _parts(e, 'horizons', HORIZONS)]
 SHOWN = {'evaluation.json': _forecast, 'backtest.json': _money, 'model.json': _model, 'evening.json': _evening}
 
 def _parts(body, key, order=()): # (name, object) of those that are there
@@ -131,7 +131,7 @@ def glance(
 # %% ../nbs/66_catalog.ipynb #16fe58da
 def _numbers(points):
     "Points whose value is a number, an interval only where both ends are."
-    rows = [(str(p[0]), *map(_number, p[1:4])) for p in points if isinstance(p, (list, tuple)) and len(p) == 4] if isinstance(points, (list, tuple)) else []
+    rows = [(str(p[0]), *map(finite, p[1:4])) for p in points if isinstance(p, (list, tuple)) and len(p) == 4] if isinstance(points, (list, tuple)) else []
     return [(k, v, *((None, None) if None in (lo, hi) else (lo, hi))) for k, v, lo, hi in rows if v is not None]
 
 # %% ../nbs/66_catalog.ipynb #6b6182c8
@@ -163,7 +163,6 @@ CSS = '''<meta name="generator" content="spy catalog"><style>.runs{list-style:no
 WORDS = dict(done='', failed='FAILED', running='STILL RUNNING', killed='KILLED', unreadable='NOT READABLE')
 FIRST = dict(done='report.html', failed='FAILED.txt') # what a row leads to
 
-def _source(e): return 'LIVE TWS DATA' if is_tradable(e.provenance) else stamp(e.provenance) or 'SOURCE UNKNOWN'
 
 def _seen(e, top):
     "Its name, as a link to what there is to read."
@@ -179,7 +178,7 @@ def line(
     head, _, rest = (e.manifest.get('verdict') or 'No verdict was noted.' if e.status == 'done' else f'{e.why[:1].upper()}{e.why[1:]}.').partition('. ')
     word = tag('b', WORDS.get(e.status, e.status.upper()), cls='bad') if e.status != 'done' else ''
     span, took = e.manifest.get('span'), e.manifest.get('seconds')
-    told = [_source(e), *([f'scored {span[0]}' + (f' to {span[1]}' if span[1] != span[0] else '')] if span else []), *([f'{took:,.0f} s'] if took is not None else []), e.folder.name]
+    told = [source_words(e.provenance), *([f'scored {span[0]}' + (f' to {span[1]}' if span[1] != span[0] else '')] if span else []), *([f'{took:,.0f} s'] if took is not None else []), e.folder.name]
     eyebrow = tag('div', tag('b', told[0], cls='' if is_tradable(e.provenance) else 'warn'), word, *(tag('span', o) for o in [e.provenance]*bool(e.provenance) + told[1:]), cls='eyebrow')
     return tag('li', tag('div', picture(what, points)), tag('div', eyebrow, tag('h3', _seen(e, top)), tag('p', tag('b', head.rstrip('.'))), tag('p', rest, cls='words') if rest else ''))
 
@@ -222,7 +221,7 @@ def _told(e, top):
     "A line for a run, with the word that says where its data came from."
     plain = lambda text: re.sub(r'[][<>`*]', '', text); name, found = f'{plain(e.run)} {e.started:%a %d %b %Y %H:%M}', (e.manifest.get('verdict') or 'no verdict').split('. ')[0].rstrip('.').replace('\n', ' ')
     page = e.folder/'report.html'; link = f'[{name}](/files/{page.relative_to(top).as_posix()})' if page.exists() else name
-    return f"- **{_source(e)}** {link}: {plain(found) if e.status == 'done' else WORDS.get(e.status, e.status)}"
+    return f"- **{source_words(e.provenance)}** {link}: {plain(found) if e.status == 'done' else WORDS.get(e.status, e.status)}"
 
 # %% ../nbs/66_catalog.ipynb #0009f770
 NEWEST = 8 # runs on the first page

@@ -17,8 +17,8 @@ import pandas as pd
 from . import figures
 from .atlas import sheet
 from .bar import BASELINES, BENCHMARKS, HORIZONS, MINUTE_HORIZONS, at
-from .catalog import Entry, ends_of, entries, read
-from .core import DataError, UsageError, atomic_write, stamp
+from .catalog import Entry, ends_of, entries, finite, read
+from .core import DataError, UsageError, atomic_write, source_words, stamp
 from .page import Markup, bare, card, fold, grid, missing, num, table, tag
 
 # %% ../nbs/68_compare.ipynb #12e3df9f
@@ -98,8 +98,8 @@ class Number:
 
 def _num(group, name, v, lo=None, hi=None, **kw):
     "A number, or none where there is no finite one."
-    ok = [isinstance(o, (int, float)) and abs(o) < float('inf') for o in (v, lo, hi)]
-    return Number(group, name, float(v) if ok[0] else None, *((float(lo), float(hi)) if ok[0] and ok[1] and ok[2] else (None, None)), **kw)
+    v, lo, hi = map(finite, (v, lo, hi))
+    return Number(group, name, v, *((None, None) if None in (v, lo, hi) else (lo, hi)), **kw)
 
 # %% ../nbs/68_compare.ipynb #144e7cd5
 def _bands(h, o):
@@ -201,7 +201,7 @@ def _facts(a, b):
 # %% ../nbs/68_compare.ipynb #f6ca8c01
 OWN, CSS = 'content="spy compare"', '<style>.pairs table{table-layout:fixed} .pairs th:first-child{width:24%} .pairs td,.pairs th{white-space:normal}</style>'
 
-def _who(k, e, out): return tag('p', tag('b', f'{k} '), tag('a', e.folder.name, href=_href(e.folder/'report.html', out)), f" ({e.run}, {e.started:%a %d %b %Y %H:%M}, New York): {stamp(e.provenance) or ('LIVE TWS DATA' if e.provenance == 'tws' else 'SOURCE UNKNOWN')}, {e.provenance or 'unknown'}. {e.manifest.get('verdict') or 'No verdict was noted.'}")
+def _who(k, e, out): return tag('p', tag('b', f'{k} '), tag('a', e.folder.name, href=_href(e.folder/'report.html', out)), f" ({e.run}, {e.started:%a %d %b %Y %H:%M}, New York): {source_words(e.provenance)}, {e.provenance or 'unknown'}. {e.manifest.get('verdict') or 'No verdict was noted.'}")
 def _href(target, out):
     "A link that works wherever the folder of reports is moved to, as far as there is one."
     try: return os.path.relpath(Path(target).resolve(), Path(out).resolve().parent).replace(os.sep, '/')

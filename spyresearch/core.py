@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['UTC', 'ET', 'STEP', 'SPEED', 'SpyError', 'CheckFailed', 'UsageError', 'DataError', 'FolderError', 'ModelError',
            'FeedError', 'PermissionMissing', 'NothingToDo', 'RealClock', 'FixedClock', 'SteadyClock', 'trim_memory',
-           'settle', 'stopwatch', 'parse_asof', 'provenance_of', 'is_tradable', 'stamp', 'one_provenance', 'slug',
-           'quiet', 'bar_progress', 'atomic_write', 'pack', 'unpack', 'file_hash', 'git_revision', 'package_versions']
+           'settle', 'stopwatch', 'parse_asof', 'provenance_of', 'is_tradable', 'stamp', 'source_words',
+           'one_provenance', 'slug', 'quiet', 'bar_progress', 'atomic_write', 'pack', 'unpack', 'file_hash',
+           'git_revision', 'package_versions']
 
 # %% ../nbs/00_core.ipynb #380a27e9
 import asyncio, ctypes, gc, hashlib, io, os, re, subprocess, sys, tempfile, time, zipfile
@@ -152,6 +153,8 @@ def stamp(p:str) -> str:
     if p.startswith('simulated:') or p.endswith('+sim'): return 'SIMULATED'
     if p.startswith('replay:'): return 'REPLAY'
     return 'DELAYED' if p.endswith('-delayed') else 'PAPER' if p.startswith('tws-paper') else ''
+
+def source_words(p:str) -> str: "What a page calls data of provenance `p`."; return 'LIVE TWS DATA' if is_tradable(p) else stamp(p) or 'SOURCE UNKNOWN'
 
 # %% ../nbs/00_core.ipynb #e577347e
 def one_provenance(*ps:str) -> str:

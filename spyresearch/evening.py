@@ -17,7 +17,7 @@ import pandas as pd
 
 from . import figures
 from .bars import bad_bars
-from .core import stamp
+from .core import source_words
 from .health import exceptions, health_of
 from .live.drill import day_of
 from .live.learn import brought
@@ -285,7 +285,7 @@ def first_screen(
     n:dict, # of `numbers`
 ) -> Markup:
     "Headline, verdict in both languages, five numbers."
-    k, c, s, live = n['horizons']['15'], n['certificate'], n['seconds'], stamp(n['provenance']) or ('LIVE TWS DATA' if n['provenance'] == 'tws' else 'SOURCE UNKNOWN')
+    k, c, s, live = n['horizons']['15'], n['certificate'], n['seconds'], source_words(n['provenance'])
     told = None if s is None else 100*sum(v for o, v in s.items() if o in ('data', 'quiet'))/max(sum(s.values()), 1)
     empty = c is None or c['ok'] and not c['forecasts'] # nothing could be compared
     brow = tag('div', tag('span', 'spyresearch'), tag('b', live), tag('span', f'evening of {e.day:%A %d %B %Y}'), tag('b', f'Market known up to {known(e):%a %d %b %Y %H:%M} (New York)'), cls='eyebrow')

@@ -11,7 +11,7 @@ __all__ = ['HEADLINE', 'ODDS', 'PLAIN', 'CLAIM', 'KINDS', 'NOT_THE_MARKET', 'mon
 from dataclasses import dataclass, replace
 
 from .bar import BAR, BENCHMARKS, DAYS, HORIZONS, against, at, bar_words, forecast_rules, forecast_words, rule, rules_table
-from .core import is_tradable, stamp
+from .core import is_tradable, source_words, stamp
 from .page import Markup, facts, fold, missing, num, points, tag, tile, tiles
 from .trade.risk import LIMITS
 from .trade.tickets import REASONS, Silence, Ticket, sentence
@@ -195,7 +195,7 @@ def eyebrow(
 ) -> Markup:
     "The line over a headline: whose page, what kind of data, which days."
     p = at(ev, 'provenance') or ''
-    return tag('div', tag('span', 'spyresearch'), tag('b', 'LIVE TWS DATA' if is_tradable(p) else stamp(p) or 'SOURCE UNKNOWN'), tag('span', ' to '.join(at(ev, 'span') or [])), cls='eyebrow')
+    return tag('div', tag('span', 'spyresearch'), tag('b', source_words(p)), tag('span', ' to '.join(at(ev, 'span') or [])), cls='eyebrow')
 
 # %% ../nbs/58_verdict.ipynb #1812aee3
 def first_screen(

@@ -22,10 +22,10 @@ _roll, _off = partial(rolling, kept=False), partial(feature, kept=False)
 _base = partial(_off, group='base')
 
 for h in (10, 30): spanning(f'r{h}', 'ret', h, kept=h == 30, group='G1', formula=f'sum of r over {h} min', unit='log return')
-_roll('path_30', 'abs_ret', 30, spans='span', group='base', formula='sum of |r| over 30 min')
+spanning('path_30', 'abs_ret', 30, kept=False, group='base', formula='sum of |r| over 30 min')
 _off('eff_30', lambda g: g.r30/g.path_30, group='G4', formula='sum of r/sum of |r| over 30 min, signed', window=30, warmup=30, inputs=('r30', 'path_30'),
      source='Kaufman, efficiency ratio')
-_roll('semi_30', 'signed', 30, spans='span', group='base', formula='sum of r |r| over 30 min')
+spanning('semi_30', 'signed', 30, kept=False, group='base', formula='sum of r |r| over 30 min')
 _off('rs_asym_30', lambda g: g.semi_30/g.square_30, group='G2', formula='(RS+ - RS-)/(RS+ + RS-) over 30 min', window=30, warmup=30, inputs=('semi_30', 'square_30'),
      source='Barndorff-Nielsen, Kinnebrock and Shephard 2010')
 _off('open_move', lambda g: np.log(g.close/g.day_open), group='G1', formula='ln C_m/O', unit='log return', inputs=('close', 'day_open'))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CALENDAR', 'COLUMNS', 'MARKET', 'REGISTRY', 'BESIDE', 'KNOWN', 'TOLERANCE', 'Feature', 'Registry', 'feature',
-           'by_date', 'Days', 'Minute', 'total', 'Total', 'ago', 'Ago', 'pick', 'nearly', 'Nearly', 'rolling', 'told',
-           'registry_hash', 'sums', 'agreement', 'feature_table']
+           'by_date', 'Days', 'Minute', 'total', 'Total', 'ago', 'Ago', 'enough', 'pick', 'nearly', 'Nearly', 'rolling',
+           'told', 'registry_hash', 'sums', 'agreement', 'feature_table']
 
 # %% ../../nbs/features/19_registry.ipynb #27378ed0
 import hashlib
@@ -274,8 +274,16 @@ class Ago:
         self.past.append(x)
         return then
 
-# %% ../../nbs/features/19_registry.ipynb #4e3e5f17
+# %% ../../nbs/features/19_registry.ipynb #ca690b7c
 KNOWN = .9 # of a window that must be known
+
+def enough(
+    n, # values known
+    of, # values of the window
+    covered=0., # minutes that they cover, where that may be more
+): # bool, or an array of them
+    "Is enough of a window known, and little else in it?"
+    return (n >= KNOWN*of) & (covered <= (2 - KNOWN)*of)
 
 def pick(ok, x): return np.where(ok, x, np.nan)[()] # x where ok, else empty; a scalar stays one
 
@@ -287,8 +295,7 @@ def nearly(
     "Sum of the last `h` values of each row, empty unless 90 % of them are known and they cover little else."
     out, holed = total(x, h), np.isnan(x).any(1) # a day without a hole has nothing to be asked about
     if not holed.any(): return out
-    ok = total(1.*~np.isnan(x[holed]), h) >= KNOWN*h
-    out[holed] = pick(ok if spans is None else ok & (total(spans[holed], h) <= (2 - KNOWN)*h), out[holed])
+    out[holed] = pick(enough(total(1.*~np.isnan(x[holed]), h), h, 0. if spans is None else total(spans[holed], h)), out[holed])
     return out
 
 class Nearly:
@@ -296,7 +303,7 @@ class Nearly:
     def __init__(self, h): self.sums, self.h = (Total(h), Total(h), Total(h)), h
     def __call__(self, x, span=np.nan):
         s, n, covered = (f(o) for f, o in zip(self.sums, (x, float(x == x), span)))
-        return s if n >= KNOWN*self.h and covered <= (2 - KNOWN)*self.h else np.nan
+        return s if enough(n, self.h, covered) else np.nan
 
 # %% ../../nbs/features/19_registry.ipynb #f71acfdc
 def rolling(

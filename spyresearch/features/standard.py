@@ -16,7 +16,7 @@ import numpy as np
 
 from ..bars import LATE, carry
 from ..events import cpi_day, fomc_day, month_end, month_start, nfp_day, opex, quad, since_1000, since_830, to_fomc
-from .registry import KNOWN, feature, pick, rolling
+from .registry import enough, feature, pick, rolling
 from ..sessions import MINUTES
 
 # %% ../../nbs/features/21_standard.ipynb #28745282
@@ -68,8 +68,8 @@ def since_open(
     "Declare a sum since the open, empty unless 90 % of the minutes are known."
     def step(b, s):
         if b[of] == b[of]: s.sum += b[of]; s.n += 1
-        return s.sum if s.n >= KNOWN*(b.minute + 1) else np.nan
-    def batch(g): return pick((~np.isnan(g[of])).cumsum(1) >= KNOWN*np.minimum(g.minute + 1, g.n), np.nan_to_num(g[of]).cumsum(1))
+        return s.sum if enough(s.n, b.minute + 1) else np.nan
+    def batch(g): return pick(enough((~np.isnan(g[of])).cumsum(1), np.minimum(g.minute + 1, g.n)), np.nan_to_num(g[of]).cumsum(1))
     feature(name, batch, step=step, state=dict(sum=np.float64(0), n=0), kept=False, group='base', formula=f'{words} since the open', unit=unit, inputs=(of,))
 
 feature('bar', lambda g: 0*g.close, kept=False, group='base', formula='0 where there is a bar', inputs=('close',))
@@ -213,7 +213,7 @@ def rv_total(b, s):
 def _log_rv(name, h):
     "Declare the log realised variance of the last `h` minutes."
     now = TAIL + 1
-    def log(rv, n, covered): return pick((n >= KNOWN*h) & (covered <= (2 - KNOWN)*h), np.log(rv))
+    def log(rv, n, covered): return pick(enough(n, h, covered), np.log(rv))
     feature(name, lambda g: log(*(g.rv_total[..., now:] - g.rv_total[..., now-h:-h])), group='G2', formula=f'ln of the sum of r^2 over the last {h} trading minutes',
             unit='ln variance', window=h, scope='continuous', warmup=h, inputs=('rv_total',), source='Corsi 2009',
             step=lambda b, s: log(*(b.rv_total[:, now + b.minute] - b.rv_total[:, now + b.minute - h])))
@@ -247,7 +247,7 @@ def same_minute_mean(
     for j in range(k, 0, -1):
         day = x[full[before[ok] - j]]
         total, count = total + np.nan_to_num(day), count + ~np.isnan(day)
-    out[ok] = pick(count >= KNOWN*k, total/count)
+    out[ok] = pick(enough(count, k), total/count)
     return out
 
 # %% ../../nbs/features/21_standard.ipynb #0cdbbbcd
@@ -265,7 +265,7 @@ class SameMinute:
         if len(self.days) == self.days.maxlen:
             total, count = 0., 0
             for day, known in self.days: total, count = total + day, count + known
-            with np.errstate(all='ignore'): self.mean = pick(count >= KNOWN*len(self.days), total/count)
+            with np.errstate(all='ignore'): self.mean = pick(enough(count, len(self.days)), total/count)
 
 # %% ../../nbs/features/21_standard.ipynb #62b9eb9f
 def same_minute(
