@@ -9,7 +9,7 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
            'Host', 'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
            'check_parity', 'run', 'train', 'evaluate', 'backtest', 'compare', 'models', 'learned', 'promote',
            'rollback', 'tickets', 'took', 'closed', 'explain', 'certify', 'evening', 'live', 'record', 'replay', 'lab',
-           'web', 'new_research', 'docs', 'drill', 'test', 'bench', 'main']
+           'web', 'new_research', 'research', 'docs', 'drill', 'test', 'bench', 'main']
 
 # %% ../nbs/70_cli.ipynb #46ea9e6f
 try:
@@ -550,7 +550,38 @@ def new_research(name: Annotated[str, typer.Argument(help='Lower-case words join
     from spyresearch.checks import checkout
     from spyresearch.models.question import new_research as lay_out
     out = lay_out(name, checkout()/'nbs'/'research')
-    print(f'{out}', 'open it with spy lab', sep='\n')
+    print(f'{out}', f'run it with spy research {name}, open it with spy lab', sep='\n')
+
+# %% ../nbs/70_cli.ipynb #3c8fcda3
+def _of_type(text, example):
+    "A typed value, in the type that a notebook's default has."
+    if isinstance(example, bool): return {'true': True, 'false': False}.get(text.lower(), text)
+    try: return type(example)(text) if isinstance(example, (int, float)) else text
+    except ValueError: return text
+
+def _asked(ctx, book, bars, pairs):
+    "The parameters that were typed, by the notebook's own names."
+    from spyresearch.runs import declared
+    known, p = declared(book), ctx.params
+    given = {o: str(v) if isinstance(v := p[o], Path) else v for o in ('daily', 'dividends', 'chain', 'asof', 'sessions', 'seed', 'ledger') if ctx.get_parameter_source(o).name != 'DEFAULT'}
+    if bars: given['bars'] = str(bars[0]) if len(bars) == 1 else list(map(str, bars))
+    for o in pairs or ():
+        k, eq, v = o.partition('=')
+        if not eq: raise UsageError(f'--set {o!r} is not NAME=VALUE', f"{book.name} has: {', '.join(known)}", 'as --set sessions=200')
+        given[k] = _of_type(v, known[k][0]) if k in known else v
+    return given
+
+@app.command()
+def research(ctx: typer.Context, name: Annotated[str, typer.Argument(help='A notebook of nbs/research.')], bars: Bars = None, daily: Daily = None, dividends: Dividends = None, chain: Chain = None, asof: Asof = None,
+             sessions: Sessions = 110, seed: Seed = 7, ledger: _opt(Optional[Path], '--ledger', 'A file that keeps what was tried.') = None, pairs: _opt(Optional[list[str]], '--set', 'A parameter of the notebook, NAME=VALUE; again for another.') = None, reports: Reports = None):
+    "One question of nbs/research, answered on the demo or on real bars."
+    from spyresearch.checks import checkout
+    from spyresearch.runs import execute, find
+    book = find(name, checkout()/'nbs'/'research'); given = _asked(ctx, book, bars, pairs)
+    where = _folder(_source(ctx), reports, 'reports')
+    try: done = execute(book, given, where)
+    finally: listed = _listed(where)
+    print(done.verdict or 'done', f'report: {done.report}', *([f'all runs: {listed}'] if listed else []), sep='\n')
 
 # %% ../nbs/70_cli.ipynb #ea41c442
 def _date(text, flag):
