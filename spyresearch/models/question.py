@@ -84,13 +84,16 @@ def ask(self:Tries,
     x:np.ndarray, # [D] a value a day, NaN where there is none; a loss when there is a rival
     rival:np.ndarray|None=None, # [D] its loss
     unit:float=1., # what a mean is multiplied by
-) -> dict: # what, value, low, high (95 %), days; without 20 days all but the last are NaN
+    least:int=20, # days; a mean over fewer than 20 has Student's interval, as if they were independent
+) -> dict: # what, value, low, high (95 %), days; without `least` days all but the last are NaN
     "One try: the mean, or the percent of the rival's loss that is saved."
     x = np.asarray(x, float); ok = np.isfinite(x if rival is None else x + rival); x, y = x[ok], None if rival is None else rival[ok]
     def of(at): return unit*x[at].mean(-1) if y is None else 100*(1 - x[at].mean(-1)/y[at].mean(-1))
-    few = len(x) < 20; value, error = (np.nan, np.nan) if few else (float(of(np.arange(len(x)))), float(of(self._at(len(x))).std()))
+    few = len(x) < (max(least, 3) if rival is None else 20); value, error = (np.nan, np.nan) if few else (float(of(np.arange(len(x)))), _student(unit*x) if len(x) < 20 else float(of(self._at(len(x))).std()))
     self.made[name] = value, error; self.book.add(dict(question=self.question, what=name, days=len(x), seed=self.seed))
     return self.told(name, n=1) | dict(days=len(x))
+
+def _student(x): from scipy.stats import t; return float(x.std(ddof=1)/sqrt(len(x))*t.ppf(.975, len(x) - 1)/NormalDist().inv_cdf(.975)) # widened, so that 1.96 of it are the interval
 
 # %% ../../nbs/models/56_question.ipynb #39509b85
 @patch
