@@ -3,6 +3,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def browser():
         b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-dev-shm-usage', '--enable-precise-memory-info', '--js-flags=--expose-gc'])
         yield b
         b.close()
+
+@pytest.fixture(scope='module', autouse=True)
+def features_stand():
+    "The list of features is one for the whole process: a module that leaves it otherwise than it found it would fail another one later."
+    registry = sys.modules.get('spyresearch.features.registry'); before = registry and registry.registry_hash()
+    yield
+    if before: assert registry.registry_hash() == before, 'the list of features was left otherwise than it was found'
 
 def pytest_terminal_summary(terminalreporter):
     skipped = [str(o.longrepr) for o in terminalreporter.stats.get('skipped', [])]
