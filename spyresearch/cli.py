@@ -9,7 +9,8 @@ __all__ = ['app', 'Tws', 'Bars', 'Daily', 'Dividends', 'Data', 'Reports', 'Days'
            'Host', 'NoToken', 'Browser', 'write_json', 'say', 'outcome', 'heed', 'run_orderly', 'history', 'prepare',
            'check_parity', 'run', 'train', 'evaluate', 'backtest', 'compare', 'models', 'learned', 'promote',
            'rollback', 'tickets', 'took', 'closed', 'explain', 'certify', 'evening', 'live', 'record', 'replay', 'lab',
-           'web', 'new_research', 'research', 'docs', 'drill', 'test', 'bench', 'main']
+           'web', 'new_research', 'research', 'docs', 'drill', 'test', 'bench', 'first_hour', 'remove', 'doctor',
+           'main']
 
 # %% ../nbs/70_cli.ipynb #46ea9e6f
 try:
@@ -564,7 +565,7 @@ def _asked(ctx, book, bars, pairs):
     from spyresearch.runs import declared
     known, p = declared(book), ctx.params
     given = {o: str(v) if isinstance(v := p[o], Path) else v for o in ('daily', 'dividends', 'chain', 'asof', 'sessions', 'seed', 'ledger') if ctx.get_parameter_source(o).name != 'DEFAULT'}
-    if bars: given['bars'] = str(bars[0]) if len(bars) == 1 else list(map(str, bars))
+    if bars: given['bars'] = list(map(str, bars)) if len(bars) > 1 or known.get('bars', ('',))[0] == [] else str(bars[0])
     for o in pairs or ():
         k, eq, v = o.partition('=')
         if not eq: raise UsageError(f'--set {o!r} is not NAME=VALUE', f"{book.name} has: {', '.join(known)}", 'as --set sessions=200')
@@ -630,7 +631,7 @@ def drill(ctx: typer.Context, what: Annotated[str, typer.Argument(help='day: a s
 
 # %% ../nbs/70_cli.ipynb #543e28c9
 @app.command()
-def test(only: _opt(Optional[list[str]], '--only', 'One stage: lint, notebooks or tests. May be given again.') = None):
+def test(only: _opt(Optional[list[str]], '--only', 'One stage: lint, notebooks, first-hour or tests. May be given again.') = None):
     "Everything that checks the project, as CI runs it."
     from spyresearch.checks import run_checks
     run_checks(only or ())
@@ -643,6 +644,42 @@ def bench(only: _opt(Optional[list[str]], '--only', 'A benchmark by name; may be
     from spyresearch.bench import run_bench
     rows = run_bench(only or (), repeat, tuple(bars or ()))
     write_json({'rows': rows}, json_out)
+
+# %% ../nbs/70_cli.ipynb #0fa70ab0
+@app.command(name='first-hour')
+def first_hour(whole: _opt(bool, '--whole', 'Every command of the README that can be followed, and the tour: an hour, or near it.') = False,
+               install: _opt(bool, '--install', 'Make the environment of the clone too, rather than use this one.') = False,
+               bars: _opt(Optional[Path], '--bars', 'A Parquet file of minute bars, for the command that takes some.') = None,
+               keep: _opt(Optional[Path], '--keep', 'An empty folder for the clone, which stays there.') = None):
+    "Follow the README in a fresh clone, on the demo: the time and the last line of each step."
+    from spyresearch.checks import first_hour as follow
+    follow(whole, install, bars, keep, lambda o: print(o, flush=True))
+
+def _launcher():
+    "The launcher's own functions."
+    from runpy import run_path
+    from spyresearch.checks import checkout
+    return run_path(str(checkout()/'spy.py'))
+
+@app.command(context_settings=dict(ignore_unknown_options=True))
+def remove(ctx: typer.Context, what: Annotated[Optional[list[str]], typer.Argument(help='data, reports, or both; they stay unless named. --yes does not ask.')] = None):
+    "Take away the environment and the caches of this checkout."
+    return _launcher()['remove'](what or [])
+
+@app.command()
+def doctor(tws: Tws = None, client_id: ClientId = 17):
+    "What of the installation is missing or broken, and what answers at --tws; changes nothing."
+    its = _launcher(); bad = its['show'](its['examine']())
+    if tws: bad += its['show']([_answers(tws, client_id)])
+    else: its['show']([('OK', 'no --tws was given: commands run on the demo, which needs none', '')])
+    if bad: raise CheckFailed(f'{bad} of these fail', '', 'do what stands below each')
+
+def _answers(tws, client_id):
+    "A TWS as a line of the doctor."
+    from spyresearch.tws.link import announced
+    from spyresearch.tws.source import address_of
+    try: return 'OK', f'{tws} answers: its data are {announced(*address_of(tws), client_id)}', ''
+    except SpyError as e: return 'FAIL', f'{e.what}: {e.why}'.rstrip(': '), e.todo
 
 # %% ../nbs/70_cli.ipynb #05487957
 def main(args=None):
