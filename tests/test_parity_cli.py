@@ -8,8 +8,10 @@ import pytest
 from made import bars
 
 from spyresearch.cli import app, outcome
+from spyresearch.core import DataError
 from spyresearch.features.extension import TAKEN, forget
 from spyresearch.features.registry import REGISTRY
+from spyresearch.models.windows import Panel
 from spyresearch.sessions import sessions
 from spyresearch.store import Store
 
@@ -220,6 +222,12 @@ def test_columns_of_a_stranger_are_not_dropped_without_a_word(spy, root):
     finally: REGISTRY.features.pop('theirs', None)
     code, said = spy('prepare', '--data', root)
     assert code == 0 and f'{len(DAYS)} day files hold columns that no declared feature has, and are written without them: theirs' in said and '--features FILE.py' in said
+
+
+def test_day_files_of_another_list_teach_nothing_and_are_counted(spy, root, monkeypatch):
+    spy('prepare', '--data', root); monkeypatch.setattr(REGISTRY, 'features', {k: v for k, v in REGISTRY.features.items() if k != 'rsi_14'})
+    with pytest.raises(DataError) as e: Panel.from_store(Store(root))
+    assert e.value.why == f'there is none of the present list of features; {len(DAYS)} are of another list'
 
 
 @pytest.mark.parametrize('name, text, word', [('none.py', None, 'is not there'), ('mine.ipynb', '{}', 'no Python file'), ('mine.py', 'x = 1\n', 'declares no feature'), ('mine.py', 'x = 1\nx.y\n', 'line 2: AttributeError'), ('mine.py', 'import sys\nsys.exit(0)\n', 'line 2: SystemExit'),
