@@ -4,6 +4,7 @@
 Makes `.venv` beside this file, installs the locked dependencies and the package into it (only when the lock has
 changed), and hands over to the `spy` command there: signals go on to it, and its exit status comes back. What must work
 where nothing is installed, or half of it, is here: `doctor` says what stands and what fails, `remove` takes all of it away.
+SPY_VENV names the environment of another checkout to use as it is, if it holds what the lock here asks for.
 Standard library only; Linux, macOS and Windows.
 """
 import signal
@@ -22,7 +23,8 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-VENV, LOCK = HERE/'.venv', HERE/'requirements.lock'
+OWN, LOCK = HERE/'.venv', HERE/'requirements.lock'
+VENV = Path(os.environ.get('SPY_VENV') or OWN)
 BIN = VENV/('Scripts' if os.name == 'nt' else 'bin')
 PYTHON = BIN/('python.exe' if os.name == 'nt' else 'python')
 # A second core that spins for work costs 10 to 75 times the speed; a random hash seed costs reproducibility.
@@ -129,6 +131,8 @@ def install(names):
     todo = [n for n in names if not stands(n, digest[n])]
     if not todo:
         return
+    if VENV != OWN:
+        stop(f'{VENV} lacks [{todo[0]}] as it is locked here', 'SPY_VENV names an environment that belongs to another checkout', 'leave SPY_VENV out, and one is made here')
     if not whole():
         say(f'making {VENV.name} (first use) ...')
         shutil.rmtree(VENV, ignore_errors=True)
@@ -188,7 +192,7 @@ def running():
     elif os.name != 'nt':
         said = subprocess.run(['ps', '-axo', 'pid=,command='], capture_output=True, text=True, check=False).stdout
         found = {int(n): cmd for n, cmd in (o.split(None, 1) for o in said.splitlines() if len(o.split()) > 1)}
-    return {n: cmd.strip() for n, cmd in found.items() if cmd.startswith(f'{BIN}{os.sep}') and n not in own}
+    return {n: cmd.strip() for n, cmd in found.items() if cmd.startswith(f'{OWN}{os.sep}') and n not in own}
 
 
 def erase(path):
@@ -211,8 +215,8 @@ def remove(args):
     if odd := [o for o in words if o not in ('data', 'reports')]:
         stop(f'remove knows no {odd[0]!r}', USAGE, 'nothing was removed', 2)
     if busy := running():
-        stop('something runs on this environment: ' + '; '.join(f'{n}: {cmd[len(str(BIN)) + 1:][:80]}' for n, cmd in busy.items()), 'what it is writing would be torn', 'end it first; nothing was removed')
-    going = [*([VENV] if VENV.exists() or VENV.is_symlink() else []), *caches(), *(p for o in ('data', 'reports') if o in words for p in contents(o))]
+        stop('something runs on this environment: ' + '; '.join(f'{n}: {cmd[len(str(OWN)) + 1:][:80]}' for n, cmd in busy.items()), 'what it is writing would be torn', 'end it first; nothing was removed')
+    going = [*([OWN] if OWN.exists() or OWN.is_symlink() else []), *caches(), *(p for o in ('data', 'reports') if o in words for p in contents(o))]
     staying = {o: sum(map(size, contents(o))) for o in ('data', 'reports') if o not in words and contents(o)}
     print('\n'.join(f'goes   {p.relative_to(HERE)} ({megabytes(size(p))})' for p in going) or 'nothing to remove')
     for o, n in staying.items():
@@ -224,7 +228,7 @@ def remove(args):
         word = ' and '.join(o for o in ('data', 'reports') if o in words and contents(o)) or 'yes'
         if input(f'remove what goes? Type {word}: ').strip() != word:
             stop('nothing was removed', code=1)
-    for p in VENV.glob('.installed-*'):  # first, so that what is left half removed is never taken for whole
+    for p in OWN.glob('.installed-*') if going else ():  # first, so that what is left half removed is never taken for whole
         p.unlink()
     failed = [why for p in going if (why := erase(p))]
     if failed:
@@ -325,7 +329,10 @@ def main(args):
         if args[:1] == ['doctor'] and not stands('core', digests()['core']):
             return doctor()
         install(needs(args))
-        return hand_over([PYTHON, '-m', 'spyresearch.cli', *args], {**os.environ, **ENV, **{k: os.environ[k] for k in ENV if k in os.environ}})
+        env = {**os.environ, **ENV, **{k: os.environ[k] for k in ENV if k in os.environ}}
+        if VENV != OWN:  # there the package of the other checkout is installed
+            env['PYTHONPATH'] = os.pathsep.join(filter(None, (str(HERE), os.environ.get('PYTHONPATH'))))
+        return hand_over([PYTHON, '-m', 'spyresearch.cli', *args], env)
     except KeyboardInterrupt:
         return 130
     except OSError as e:

@@ -146,4 +146,4 @@ def test_what_runs_is_not_pulled_away(used):
     p = subprocess.Popen([used/'.venv'/'bin'/'python', '60'])
     try: code, _, err = done(used, 'remove', '--yes')
     finally: p.kill(); p.wait()
-    assert code == 3 and f'{p.pid}: python 60' in err and (used/'.venv'/'bin'/'python').exists()
+    assert code == 3 and f'{p.pid}: bin/python 60' in err and (used/'.venv'/'bin'/'python').exists()
