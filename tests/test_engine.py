@@ -125,6 +125,27 @@ def test_a_day_with_a_restart_and_options_is_the_same_from_history(demo, folder)
     assert newest(store) == DAY
 
 
+def test_what_options_imply_is_read_live_as_from_history_and_missed_with_a_reason(demo, folder):
+    "A few minutes with it; then a restart, after which the feed has none, and by the evening history knows it all."
+    store = Store(folder); p = Panel.from_store(store).days_upto(85); model = train(p, 'har_iv30'); assert infer.IV30 in model.columns and not model.notes['alone']
+    promote(store, keep(model, p, {}, store, session(p.days[-1]).close.to_pydatetime(), 8), at=session(p.days[-1]).close.to_pydatetime() + timedelta(hours=13))
+    first = run(lived(demo, folder, '09:15:00', '09:47:00')); silent = replace(demo, bars={k: v for k, v in demo.bars.items() if k[0] != 'OPTION_IMPLIED_VOLATILITY'})
+    again = run(lived(silent, folder, '09:47:00', '09:50:00')); store = run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)); rows = of_day(store.journal/'forecasts.jsonl', DAY)
+    assert first.engine.kept.id == again.engine.kept.id and first.engine.kept.model.name == 'har_iv30' and first.engine.errors == again.engine.errors == 0
+    why = 'implied volatility bars missing: har answers'; assert [(o['lacks'], o['instead']) for o in rows[:3]] == [(['log_iv_30'], None)]*3 and (rows[-1]['lacks'], rows[-1]['instead']) == (['log_iv_30', 'log_iv_30@0-18'], why)
+    assert any(why in o for o in again.said) and not any('answers' in o for o in first.said)
+    c = certify(store, DAY, parity=False); assert c.check().ok and c.n_forecasts == len(rows) and c.most < 1e-9, str(c)
+    d = on_file(store, DAY); har = d.kept.model.other.sigma(d.panel.windows(np.full(len(rows), len(d.panel) - 1), d.minute)); own = np.array([o['sigma'][:4] for o in rows], float)
+    assert (abs(own[:3]/har[:3, :4] - 1) > 1e-6).all(); np.testing.assert_allclose(own[-1], har[-1, :4], rtol=1e-9) # what was implied has moved it, and then has not
+
+
+def test_a_day_that_is_the_first_to_be_quoted_again_has_a_place_for_it(demo):
+    bars = demo.bars['TRADES', '1 min']; panel = Panel.from_bars(bars[bars.index.date >= date(2025, 11, 20)]); d = len(panel) - 1; past = panel.days_upto(d); g = infer.Growing(past, panel.days[d], reads=(infer.IV30,))
+    g.put(3, [getattr(panel, o)[d, 3] for o in infer.OHLCV], {}, dict(iv_close=.16)); assert infer.IV30 not in past.names == infer.Growing(past, panel.days[d]).base.names
+    got = g.panel.at([infer.IV30], np.full(2, d), np.array([3, 8]))[:, 0]; assert got[0] == np.float32(2*np.log(.16)) and infer.unquoted(g.panel, d, 5) == ['log_iv_30@0-2', 'log_iv_30@4-4']
+    g.put(3, None, {}, dict(iv_close=.16)); assert np.isnan(g.panel.x[d, 3]).all()
+
+
 def test_a_real_day_is_the_same_from_history(shared, tmp_path):
     tape, day = open_tape(bars=(shared('spy_1min.parquet'),), intraminute='simulated'), date(2026, 3, 31)
     store = run(fetch(tape, tmp_path, at('16:30:00', '2026-03-30'), 90)); champion(store, store.raw_days()[-6])

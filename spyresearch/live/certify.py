@@ -24,7 +24,7 @@ from .words import Caution, Desk, walked
 from ..models.champions import load_model
 from ..models.parallel import walk_in
 from ..models.targets import EVERY, FIRST, HORIZONS, known_close
-from ..models.windows import Panel
+from ..models.windows import IV30, Panel
 from ..sessions import session
 from ..store import Store
 from ..trade.costs import Costs
@@ -80,7 +80,7 @@ def on_file(
     if not rows: return Day(store, day, rows, ticks, None, None, minute)
     kept = load_model(store, rows[0]['model'], s.open.to_pydatetime()); p = Panel.from_store(store, upto=s.close.to_pydatetime())
     if day not in p.days: raise DataError(f'{store.root}: no day file of {day} from history', 'it is not there, or of another list of features', 'run spy history and spy prepare with enough --days to reach it')
-    p = p.days_upto(p.days.index(day) + 1); p = p.days_from(sum(str(o) < rows[0]['since'] for o in p.days))
+    p = p.days_upto(p.days.index(day) + 1); p = p.days_from(sum(str(o) < rows[0]['since'] for o in p.days)); p = p.having(IV30) if IV30 in kept.model.columns else p
     return Day(store, day, rows, ticks, kept, p, minute, at_once(kept, p, minute, state_at_open(kept, p.days_upto(len(p) - 1)), [o['lacks'] for o in rows], careful.widen), careful)
 
 # %% ../../nbs/live/53_certify.ipynb #8b4064fd

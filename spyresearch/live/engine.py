@@ -55,10 +55,10 @@ def forecast_row(
     "A forecast as the journal has it."
     origin = session(day).open + pd.Timedelta(minutes=a.minute)
     body = dict(origin=origin.isoformat(), provenance=provenance, model=model, px=a.px, horizons=LENGTHS, quantile_levels=digits(QUANTILES), q=curves(a.q), sigma=digits(a.sigma), plain=curves(a.plain),
-                touch=a.touch and {k: digits(v) if k != 'minutes' else v for k, v in a.touch.items()}, experience=a.strange or None, row_hash=a.row, provisional=provisional, lacks=list(a.lacks), since=since, widen=widen)
+                touch=a.touch and {k: digits(v) if k != 'minutes' else v for k, v in a.touch.items()}, experience=a.strange or None, row_hash=a.row, provisional=provisional, lacks=list(a.lacks), instead=a.instead or None, since=since, widen=widen)
     return dict(id='F' + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]) | body
 
-OWN = ('sigma', 'plain', 'lacks', 'since', 'widen', 'provenance', 'known_at') # of the journal, not of the message
+OWN = ('sigma', 'plain', 'lacks', 'instead', 'since', 'widen', 'provenance', 'known_at') # of the journal, not of the message
 
 # %% ../../nbs/live/42_engine.ipynb #50091d1d
 BLOCK = 1 << 20 # bytes read at a time
@@ -105,7 +105,7 @@ class Engine:
         self.session, self.forecasts, self.ticks = session(day), Journal(store.journal/'forecasts.jsonl'), Journal(store.journal/'ticks.jsonl')
         self.kept = self.mind = self.desk = None; self.why, self.fault, self.current, self.told = 'no model', '', {}, None
         self.seen, self.changed, self.asked, self.next, self.busy, self.overruns, self.errors, self.last = {}, {}, -1, None, None, 0, 0, None
-        self.done, self.waited = [], -1
+        self.done, self.waited, self.instead = [], -1, ''
         self.took = {k: deque(maxlen=400) for k in ('bar_to_ticket', 'forecast', 'tickets', 'late')} # ms; late: what the loop had to wait at worst
 
 # %% ../../nbs/live/42_engine.ipynb #8ca46b87
@@ -122,7 +122,7 @@ def prepare(self:Engine):
     if self.kept is None: return
     try:
         past = Panel.from_store(self.store, upto=opens); past = past.days_from(max(len(past) - self.days, 0))
-        self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store, self.day).get(self.day, 0.)), widen=self.careful.widen)
+        self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store, self.day).get(self.day, 0.), self.kept.model.columns), widen=self.careful.widen)
     except (DataError, ModelError) as e: self.kept, self.why, self.fault = None, 'warm-up', f'{e.what}: {e.why}'; self.say(self.fault)
 
 # %% ../../nbs/live/42_engine.ipynb #fee9cc75
@@ -287,7 +287,7 @@ def _think(self:Engine, i, at, rows, bar, quotes, ms) -> dict:
     "Forecast, decide, put on record."
     out = {}
     if self.mind:
-        for k, (m, v, odd) in sorted(rows.items()): self.mind.growing.put(k, None if odd or v is None else m[1:6], v or {})
+        for k, (m, v, odd) in sorted(rows.items()): self.mind.growing.put(k, None if odd or v is None else m[1:6], v or {}, m.beside)
         self._recall()
         if i >= FIRST:
             with stopwatch() as w: out = self._forecast(i, bar)
@@ -308,6 +308,7 @@ def _recall(self:Engine):
 def _forecast(self:Engine, i, bar) -> dict:
     a = self.mind.say(i); o = forecast_row(a, self.day, self.kept.id, self.store.provenance or '', bar.provisional, str(self.mind.growing.base.days[0]), self.careful.widen)
     self.forecasts.append(o | dict(known_at=self.clock.now().astimezone(UTC).isoformat(timespec='milliseconds')))
+    if a.instead != self.instead: self.instead = a.instead; self.say(f'{a.at:%H:%M} {self.kept.id}: {a.instead or "it answers itself again"}')
     return dict(forecast=o['id'], body={k: v for k, v in o.items() if k not in OWN}, calibration=self.calibration(i))
 
 # %% ../../nbs/live/42_engine.ipynb #c629f0b4

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUILT', 'CANDIDATES', 'RATE', 'SMALL', 'MEMBERS', 'ALL', 'SETS', 'SYSTEM', 'THIRDS', 'PROBABILITIES', 'SCHEMA',
-           'Ledger', 'weights', 'chosen', 'carried', 'unfed', 'Evaluation', 'step', 'in_turn', 'each_once', 'table_of',
-           'once', 'mean_of_all', 'blend', 'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
+           'Ledger', 'weights', 'chosen', 'averaged', 'carried', 'unfed', 'Evaluation', 'step', 'in_turn', 'each_once',
+           'table_of', 'once', 'mean_of_all', 'blend', 'evaluate', 'train', 'share', 'mean_of', 'plain', 'absent']
 
 # %% ../../nbs/models/50_experiment.ipynb #92c17b46
 import hashlib, json
@@ -78,8 +78,12 @@ def chosen(members) -> tuple: # names, in the tables' order
     names = SETS.get(members, members); names = names.split(',') if isinstance(names, str) else list(names)
     if unknown := [o for o in names if o not in MEMBERS]:
         raise UsageError(f'no such member: {unknown[0]}', f"there are {', '.join(MEMBERS)}, and the sets {', '.join(SETS)}", 'name members with commas between')
-    if not set(names) & set(CANDIDATES): raise UsageError('nothing left to average', f"the system averages {', '.join(CANDIDATES)}", 'add one of them')
+    if not averaged(names): raise UsageError('nothing left to average', f"the system averages {', '.join(CANDIDATES)}", 'add one of them')
     return tuple(o for o in MEMBERS if o in names)
+
+def averaged(members) -> list: # names
+    "Who makes the system's forecast: the candidates among some members, or the only member, if it is no baseline."
+    return [o for o in CANDIDATES if o in members] or [o for o in members if len(members) == 1 and o not in BASELINES]
 
 def carried(panel) -> tuple: # names
     "Members with a twin for which some minute of the panel has what they read."
@@ -193,7 +197,7 @@ def mean_of_all(w, x): # [N, K] weights, K arrays [N, L]; a weight of nothing ti
 # %% ../../nbs/models/50_experiment.ipynb #323dc56a
 def blend(ev:Evaluation):
     "Add the system's forecast to an evaluation."
-    names = [o for o in CANDIDATES if o in ev.members]; day = ev.origins.day_ix.to_numpy()
+    names = averaged(ev.members); day = ev.origins.day_ix.to_numpy()
     q, sigma = np.empty_like(ev.q[names[0]]), np.empty_like(ev.sigma[names[0]])
     for j, h in enumerate(HORIZONS):
         w = weights(np.stack([ev.loss(o, h) for o in names], 1), lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j], prior=np.array([o != 'har' or len(names) == 1 for o in names]))
@@ -347,7 +351,7 @@ def _entry(self:Evaluation, h):
 def to_json(self:Evaluation) -> dict:
     "The evaluation as the contract has it."
     scored = sorted(set(self.origins.day[self.origins.counted]))
-    models = dict(system=self.system, members=list(self.members), candidates=[o for o in CANDIDATES if o in self.members], left_out=self.left_out,
+    models = dict(system=self.system, members=list(self.members), candidates=averaged(self.members), left_out=self.left_out,
         weights={h: w.iloc[-1].to_dict() for h, w in self.weights.items()}, answered={k: v.by.replace('', 'nobody').value_counts(normalize=True).to_dict() for k, v in self.answered.items()}, training=self.training, tries=self.tries, unfed=self.unfed)
     return plain(dict(span=[o.isoformat() for o in (scored[0], scored[-1])] if scored else [], provenance=self.provenance, n_days=len(scored), n_sessions=len(self.days),
         git=git_revision(), seed=self.seed, seconds=self.seconds, n_trials=self.trials, n_built=sum(BUILT.values()), built=BUILT, models=models, horizons={h: self._entry(h) for h in HORIZONS}))

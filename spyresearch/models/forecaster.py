@@ -284,9 +284,10 @@ def _unknown(self:Scaled, windows): # str [N]
 @patch
 def answered(self:Scaled,
     windows:Windows,
+    q=None, # [N, 9, 21] its quantiles, where they are at hand
 ) -> pd.DataFrame: # by: a model's name, empty where nobody could; why: empty where it is the model itself
     "Who answered each row, and why it was not the model."
-    mute, lack = ~np.isfinite(self.quantiles(windows)).any((1, 2)), self.why_twin(windows)
+    mute, lack = ~np.isfinite(self.quantiles(windows) if q is None else q).any((1, 2)), self.why_twin(windows)
     own = lack == ''; by = np.where(mute, '', np.where(own, self.name, self.twin.name if self.twin else ''))
     why = np.where(own, '', [f'{o}: {b} answers' for o, b in zip(lack, by)]).astype(object)
     for model, rows in ((self, mute & own), (self.other if self.twin else self, mute & ~own)):

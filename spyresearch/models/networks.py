@@ -483,10 +483,17 @@ def _unpacked(data:bytes): return unpacked(data)
 # %% ../../nbs/models/43_networks.ipynb #4ee48e07
 @patch
 def levels(self:Network, windows) -> np.ndarray: # [N, 5] log variance in the model's own units, NaN where not known
-    "The scale model's answer and a share of the correction; where it is silent, so is the network."
-    out = super(Network, self).levels(windows); at = np.isfinite(out[:, :4]).any(1)
+    "The scale model's answer and a share of the correction; where it is silent, or nobody has quoted what the network reads, so is the network."
+    out = super(Network, self).levels(windows)
+    if '+iv' in self.kind: out[~self.told(windows)] = np.nan
+    at = np.isfinite(out[:, :4]).any(1)
     if at.any(): out[at, :4] += SHARE*self.outputs(windows[at])[2]
     return out
+
+@patch
+def told(self:Network, windows) -> np.ndarray: # bool [N]
+    "Has anybody quoted the implied volatility since the open?"
+    k = last_ended(windows.minute); return np.isfinite(implied(windows.panel)[bank(windows.panel).first + windows.day, np.maximum(k, 0)]) & (k >= 0)
 
 @patch
 def own(self:Network, windows) -> np.ndarray: # [N, 4, 21] log returns
