@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from .bar import BAR, BENCHMARKS, DAYS, HORIZONS, against, at, bar_words, forecast_rules, forecast_words, rule, rules_table
 from .core import is_tradable, source_words, stamp
 from .page import Markup, facts, fold, missing, num, points, tag, tile, tiles
-from .trade.risk import LIMITS
-from .trade.tickets import REASONS, Silence, Ticket, sentence
+from .trade.tickets import REASONS, Silence, Ticket, sentence, words_of
 
 _all_ = ['HORIZONS', 'bar_words', 'forecast_rules', 'forecast_words', 'rules_table'] # of `bar`, under the verdict's name
 
@@ -98,11 +97,13 @@ ODDS = dict(declared_p=('declared', '.0%'), breakeven_p=('break-even', '.0%'), p
 
 def ticket(
     t:Ticket,
+    more:dict=None, # record, nights, gap_usd, last_ex, notes: as the journal has them
 ) -> Markup:
     "One ticket as a card; what could not be computed is not there."
     odds = [(label, num(v, spec)) for k, (label, spec) in ODDS.items() if not missing(v := getattr(t, k))]
     word = '' if is_tradable(t.provenance) else tag('span', f' {stamp(t.provenance)}: not to be traded', cls='warn')
-    return tag('div', tag('b', f'{t.side.upper()} · {t.kind} · {t.status} · {t.id}'), word, tag('p', sentence(t)), facts(odds), cls='ticket')
+    paper = tag('span', ' Size 0: unproven, on paper only.', cls='warn') if t.size_frac == 0 else ''
+    return tag('div', tag('b', f'{t.side.upper()} · {t.kind} · {t.status} · {t.id}'), word, paper, tag('p', sentence(t, more=more)), facts(odds), cls='ticket')
 
 def _hush(quiet):
     "A line for each kind of ticket, with every reason that one of its heads gave last."
@@ -111,36 +112,30 @@ def _hush(quiet):
         asked = tag('span', f'(asked {max(o.at for o in mine):%a %d %b %Y %H:%M}, New York)', cls='muted')
         yield tag('p', tag('b', kind.title()), f": {', '.join(r for r in REASONS if r in said)} ", asked)
 
-# %% ../nbs/58_verdict.ipynb #d5a9f802
-PLAIN = {'market closed': 'no session is open, so nothing can be entered', 'halted': 'trading was halted',
-    'warm-up': 'too few earlier sessions to forecast from', 'feed stale': 'the last price is too old to act on',
-    'gap being filled': 'bars are missing that the forecast needs', 'delayed data': 'the prices come late, so none is the market’s now',
-    'no option permission': 'the account does not see option prices, or has no day trade left today', 'no option quotes': 'bids and asks of options are not known, so neither is what one costs',
-    'spread too wide': 'buying and selling again would cost too much of the gain', 'no model': 'fewer sessions than a head needs to learn',
-    'model expired': 'the model was fitted too long ago', "out of the model's experience": 'the market looks unlike the days that the model learned from',
-    'not calibrated': 'too few matured outcomes to say how often such forecasts come true', 'below break-even': 'not shown to come true often enough to pay the costs',
-    'event window': 'an announcement is near that no bar foretells', 'exercise window': 'too near the close for an option opened now',
-    'position already open': 'an earlier ticket has not ended, or another head’s was better', 'cooldown': f'a stop was hit: of a swing today, or of an option less than {LIMITS.pause.seconds//60} minutes ago',
-    'loss limit reached': f'positions sold today, or in the last {LIMITS.span} sessions together, have lost {LIMITS.loss:.1%} of equity or more, net', 'provenance mixed': 'data of two sources met, and no ticket may rest on both'}
+# %% ../nbs/58_verdict.ipynb #ba6d8ebf
+PLAIN = words_of('en')['plain'] # reason -> half a sentence
 
 def in_words(
     said, # reasons
+    lang:str='en', # a key of WORDS
 ) -> Markup:
     "What each reason means, in the closed list's order."
-    return Markup('; '.join(tag('span', tag('b', r), f': {PLAIN[r]}') for r in REASONS if r in said))
+    w = words_of(lang); return Markup('; '.join(tag('span', tag('b', w['reasons'][r]), f": {w['plain'][r]}") for r in REASONS if r in said))
 
 # %% ../nbs/58_verdict.ipynb #a5e30455
 def today(
     answers, # Ticket and Silence objects of the last decision, one or more of each kind
     standing=(), # (Ticket, Outcome) of tickets issued so far
+    more:dict=None, # ticket id -> what the journal knows beside its fields
 ) -> Markup:
     "What to do now: earlier tickets that have not ended, then the last decision."
     still = [replace(t, status=o.status) for t, o in standing if not o.closed and t not in answers]
+    def card(t): return ticket(t, (more or {}).get(t.id))
     now, quiet = [o for o in answers if isinstance(o, Ticket)], [o for o in answers if isinstance(o, Silence)]
     words = tag('p', in_words({r for o in quiet for r in o.reasons}), cls='small')
     silence = tag('div', tag('b', 'No new ticket.' if not now else 'And nothing else.'), *_hush(quiet), words, cls='silence') if quiet else ''
-    held = tag('div', tag('b', 'Still standing'), *map(ticket, still)) if still else ''
-    return tag('div', held, *map(ticket, now), silence) if still or now or quiet else tag('div', tag('b', 'No decision was made.'), cls='silence')
+    held = tag('div', tag('b', 'Still standing'), *map(card, still)) if still else ''
+    return tag('div', held, *map(card, now), silence) if still or now or quiet else tag('div', tag('b', 'No decision was made.'), cls='silence')
 
 # %% ../nbs/58_verdict.ipynb #2f8aa234
 CLAIM = 'SPY’s next minutes and days can be forecast better than by a log-HAR volatility model, and acting on the forecast pays after costs.'

@@ -16,6 +16,7 @@ from spyresearch.trade import desk
 from spyresearch.trade.clock import learn_clock
 from spyresearch.trade.costs import Costs
 from spyresearch.trade.shadow import dividends_of
+from spyresearch.trade.signals import unoffered
 from spyresearch.tws.market import demo_tape
 
 
@@ -68,6 +69,17 @@ def test_what_is_issued_on_an_offer_is_followed_like_it_and_withdrawn_for_more(m
     panel, *_ = market; o = next(o for o in record.moments if o.offer and o.offer.trigger_px and o.outcome.status != 'withdrawn'); t = desk.plan_of(o.offer, o.look.at, panel.provenance)
     assert repr(record.follow(t, o)) == repr(o.outcome)
     gone = record.follow(replace(t, ev_low_usd=.5, quote_bid=1., quote_ask=1.005), o); assert (gone.status, gone.why, gone.entry_at) == ('withdrawn', 'below break-even', None)
+
+
+def test_what_a_live_run_did_not_hear_withdraws_what_was_issued_and_a_halt_offers_nothing(market, record):
+    "The walk over a recorded day reads the notes of that day: an offer is still followed on the bars, the ticket on what was known then."
+    panel, ev, d, chain, _ = market; m = pd.Timedelta(minutes=1)
+    o = next(o for o in record.moments if o.offer and o.offer.trigger_px and o.outcome.status != 'withdrawn' and (o.outcome.entry_at is None or o.outcome.entry_at > o.look.at + 2*m)); t = desk.plan_of(o.offer, o.look.at, panel.provenance)
+    n = next(x for x in record.moments if x.offer and x.look.at != o.look.at); few = chain[(chain.index >= o.look.at - m) & (chain.index <= o.offer.trigger_until + m) | (abs(chain.index - n.look.at) <= m)]
+    def heard(day): return few if day == panel.days[d] else None
+    heard.mute = tuple(sorted([((o.look.at + k*m).value, o.look.at.value, 'feed stale') for k in (2, 3, 4)] + [(n.look.at.value, n.look.at.value, 'halted')]))
+    again = desk.on_record(panel, ev, heard); gone = again.follow(t, o); assert (gone.status, gone.why, gone.since) == ('withdrawn', 'feed stale', o.look.at + 2*m) and record.follow(t, o).why != 'feed stale'
+    mine = {x.look.at: x for x in again.moments}; halted = mine[n.look.at]; assert halted.offer is None and halted.look.faults['halted'] > 50 and unoffered(halted) == ('halted',) and mine[o.look.at].offer == o.offer
 
 
 def test_the_record_is_the_same_again(market, record):

@@ -31,8 +31,9 @@ from ..store import Store
 from ..tws.chain import chain_frame
 from ..trade.costs import Costs
 from ..trade.desk import chains_of
+from ..trade.follow import note_unheard
 from ..trade.record import latest, record, word_of
-from ..trade.tickets import SILENT, Silence, Ticket, row
+from ..trade.tickets import SILENT, Silence, Ticket, line, row
 from ..trade.track import followed, unkept
 
 # %% ../../nbs/live/42_engine.ipynb #8e11a7db
@@ -99,9 +100,10 @@ class Engine:
         publish=None, # callable (kind, body, known_at)
         careful:Caution=Caution(), # of the morning
         teach=None, # callable (now, bars) that answers how learning stands, or None: the process beside
+        halted=lambda: False, # does level 1 say that trading is halted?
     ):
         self.store, self.day, self.clock, self.days, self.costs, self.qty, self.say, self.publish = store, day, clock, days, costs, qty, say, publish
-        self.careful, self.teach, self.taught, self.teaching = careful, teach, {}, None
+        self.careful, self.teach, self.taught, self.teaching, self.halted, self.stopped = careful, teach, {}, None, halted, False
         self.session, self.forecasts, self.ticks = session(day), Journal(store.journal/'forecasts.jsonl'), Journal(store.journal/'ticks.jsonl')
         self.kept = self.mind = self.desk = None; self.why, self.fault, self.current, self.told = 'no model', '', {}, None
         self.seen, self.changed, self.asked, self.next, self.busy, self.overruns, self.errors, self.last = {}, {}, -1, None, None, 0, 0, None
@@ -243,10 +245,11 @@ async def _alone(self:Engine, at:pd.Timestamp):
 
 @patch
 def withdraw(self:Engine, at:pd.Timestamp) -> list: # of Tickets
-    "Put on record which tickets have lost their market."
-    panel, chain = self.mind.growing.panel, chains_of(self.store)
-    gone = unkept(self.store.journal, followed(self.store.journal, at, panel, self.costs, chain, at))
-    mute = [Silence(at, k, self.store.provenance or '', ('feed stale',)) for k in dict.fromkeys(t.kind for t in gone)]
+    "Put on record that nothing has been heard, and which tickets have lost their market by it."
+    folder, panel, chain = self.store.journal, self.mind.growing.panel, chains_of(self.store)
+    note_unheard(folder, at, min(line(panel).end, at), 'halted' if self.halted() else 'feed stale')
+    pairs = followed(folder, at, panel, self.costs, chain, at); gone = unkept(folder, pairs); why = {t.kind: o.why.partition(':')[0] for t, o in pairs if t in gone}
+    mute = [Silence(at, k, self.store.provenance or '', (o,)) for k, o in why.items()]
     if gone: record(self.store.journal, SimpleNamespace(current=mute, grounds={}), at, panel, self.costs, chain, at); self.say('; '.join(f'ticket {t.id} is withdrawn' for t in gone))
     return gone
 
@@ -270,7 +273,7 @@ def _quotes(self:Engine, i) -> list:
 @patch
 def tick(self:Engine, i:int, rows:dict, bar, quotes:list, waited:float) -> dict:
     "Everything about one minute; never raises."
-    ms, at = {}, self.session.open + pd.Timedelta(minutes=i + 1)
+    ms, at, self.stopped = {}, self.session.open + pd.Timedelta(minutes=i + 1), bool(self.halted())
     out = dict(at=at.isoformat(), provisional=bar.provisional, waited_s=round(waited, 3), missing=[k for k in range(i) if k not in self.seen], left_out=sorted(self.left), quotes=len(quotes))
     with stopwatch() as all_:
         try: out |= self._think(i, at, rows, bar, quotes, ms)
@@ -285,12 +288,13 @@ def tick(self:Engine, i:int, rows:dict, bar, quotes:list, waited:float) -> dict:
 @patch
 def _think(self:Engine, i, at, rows, bar, quotes, ms) -> dict:
     "Forecast, decide, put on record."
-    out = {}
+    out = dict(halted=True) if self.stopped else {}
+    if self.stopped: note_unheard(self.store.journal, at, at, 'halted')
     if self.mind:
         for k, (m, v, odd) in sorted(rows.items()): self.mind.growing.put(k, None if odd or v is None else m[1:6], v or {}, m.beside)
         self._recall()
         if i >= FIRST:
-            with stopwatch() as w: out = self._forecast(i, bar)
+            with stopwatch() as w: out |= self._forecast(i, bar)
             ms['forecast'] = 1e3*w.seconds
     with stopwatch() as w: words, why = self._decide(i, at, quotes)
     ms['tickets'] = 1e3*w.seconds
@@ -327,7 +331,7 @@ def _decide(self:Engine, i, at, quotes) -> tuple: # head -> words; ticket id -> 
     a, panel = (self.mind.answers[-1] if self.mind.answers else None), self.mind.growing.panel
     if a is None or a.minute != i: return {}, {}
     done = self.done = followed(self.store.journal, at, panel, self.costs, chains_of(self.store))
-    words, why = self.desk.heard(panel, i, a.sigma, a.q, chain_frame(quotes) if quotes else None, done)
+    words, why = self.desk.heard(panel, i, a.sigma, a.q, chain_frame(quotes) if quotes else None, done, self.stopped)
     if i < self.session.n_minutes - 1: return words, why
     said = [o for o in self.mind.answers if (o.minute - FIRST) % EVERY == 0]
     swing, more = self.desk.closing(panel, np.array([o.minute for o in said]), np.array([o.sigma for o in said]), np.array([o.q for o in said]), done)

@@ -190,7 +190,7 @@ async def fetch(self:Runner, days):
 @patch
 async def sit(self:Runner, day, until:datetime|None=None): # until: before the close
     "A session, from before the open to the close."
-    self.feed, self.today, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True), usual_depth(flow_log(self.store), day)
+    self.feed, self.today, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True, upto=self.clock.now()), usual_depth(flow_log(self.store), day)
     self.flow = self.on_record(day)
     self.chain, self.smile, self.engine, self.over = None, Smile(), None, -1
     self.today.write()
@@ -217,7 +217,7 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
 async def think(self:Runner, day):
     "Make the engine ready; then let it look at what there is."
     with self.clock.hold(): careful = await asyncio.to_thread(self.morning, day)
-    e = Engine(Store(self.store.root, self.store.provenance), day, self.clock, self.days, say=self.line, publish=self.publish, careful=careful, teach=self.learning and self.learning.minute)
+    e = Engine(Store(self.store.root, self.store.provenance), day, self.clock, self.days, say=self.line, publish=self.publish, careful=careful, teach=self.learning and self.learning.minute, halted=lambda: bool(self.feed and self.feed.seconds and self.feed.seconds.now['halted']))
     def then(): self.engine = e; self.look(); self.tell()
     await e.ready(then)
 

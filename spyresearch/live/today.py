@@ -32,6 +32,7 @@ class Today:
         day:date, # the session
         registry:Registry=REGISTRY,
         waits:bool=False, # will `note` tell of every minute?
+        upto=None, # aware: only minutes that were over by then; all by default
     ):
         self.waits, self.beside, self.noted = waits, {}, set() # minute -> what goes with its bar; those of which all has been told
         self.store, self.day, self.registry, self.open = store, day, registry, int(session(day).open.timestamp())
@@ -42,18 +43,20 @@ class Today:
         past, _ = sound_bars(store, [d for d in context(day, self.stream.depth)[:-1] if d in have])
         if len(past): self.stream.start(past)
         self.stream.open(day)
-        self.recall()
+        self.recall(None if upto is None else upto.timestamp())
 
 # %% ../../nbs/live/50_today.ipynb #2a664104
 @patch
-def recall(self:Today):
-    "Take the raw minutes of this day that are on the disk."
+def recall(self:Today, upto:float|None=None): # epoch seconds
+    "Take the raw minutes of this day that are on the disk, as far as they were over."
     f = self.store.original
     if not f.file(self.day).exists() or f.reason(self.day): return
     for t, row in f.frame([self.day]).iterrows():
+        if upto is not None and t.timestamp() + 60 > upto: break # a tape that is served again: the folder knows how its day went on
         known = {k: None if v != v else v for k, v in row.items()}
         self.take(Minute(int(t.timestamp()), *(known[o] for o in RAW_COLUMNS[:7]), False, {k: known[k] for k in RAW_COLUMNS[7:] if known[k] is not None} or None))
-    for t, row in beside(self.store, self.day)[0].iterrows(): self.beside[(int(t.timestamp()) - self.open)//60] = row.to_dict()
+    for t, row in beside(self.store, self.day)[0].iterrows():
+        if upto is None or t.timestamp() + 60 <= upto: self.beside[(int(t.timestamp()) - self.open)//60] = row.to_dict()
 
 @patch
 def take(self:Today, m:Minute):

@@ -129,10 +129,11 @@ def _within(at, g, on):
     return day.isin({d for d, o in zip(g.days, on) if o}).to_numpy()
 
 def _settled(issued, g, on, costs, dividends, quoted=None):
-    "(ticket, outcome) of every ticket that may be entered on a scored day, in time order; options as they were followed at quotes (`quoted`, id -> Outcome), armed without any."
+    "(ticket, outcome) of every ticket that may be entered on a scored day, in time order; options as they were followed at quotes, and what was withdrawn as such (`quoted`, id -> Outcome); options are armed without any."
     bars, mine = line(g), _within([t.valid_from for t in issued], g, on)
     inside = sorted((t for t, ok in zip(issued, mine) if ok), key=lambda t: pd.Timestamp(t.issued_at))
-    return [(t, settle(t, bars, costs, dividends=dividends or {}) if t.kind == 'swing' else (quoted or {}).get(t.id, Outcome('armed'))) for t in inside]
+    def one(t): return (quoted or {}).get(t.id) or (settle(t, bars, costs, dividends=dividends or {}) if t.kind == 'swing' else Outcome('armed'))
+    return [(t, one(t)) for t in inside]
 
 # %% ../../nbs/trade/46_backtest.ipynb #ab91bcaa
 def _said(signals, issued, silences):
@@ -157,7 +158,7 @@ def ticket_legs(
 ) -> list: # of Leg
     "The positions that swing tickets had, or would have had later."
     swing = [(t, o) for t, o in pairs if t.kind == 'swing']
-    if minutes: bars = line(g); swing = [(s := replace(t, entry_from=t.entry_from + pd.Timedelta(minutes=minutes)), settle(s, bars, costs or Costs(), dividends=dividends or {})) for t, _ in swing]
+    if minutes: bars = line(g); swing = [(s := replace(t, entry_from=t.entry_from + pd.Timedelta(minutes=minutes)), settle(s, bars, costs or Costs(), dividends=dividends or {})) for t, o in swing if o.status != 'withdrawn']
     return [leg for t, o in swing if (leg := ticket_leg(t, o, g))]
 
 def option_trades(
@@ -227,7 +228,7 @@ def backtest(
     costs = costs or Costs()
     with stopwatch() as w:
         (g, on), (issued, mute) = scored_span(as_grid(panel), scored), _said(signals, issued, silences)
-        quoted = {t.id: o for t, o in getattr(signals, 'tickets', ()) if t.kind == 'option'}
+        quoted = {t.id: o for t, o in getattr(signals, 'tickets', ()) if t.kind == 'option' or o.status == 'withdrawn'}
         pairs, sky = _settled(issued, g, on, costs, dividends, quoted), regimes(g, on, dividends)[on]
         orders = {'swing': lambda m: ticket_legs(pairs, g, m, costs, dividends), 'intraday': lambda m: option_trades(pairs, m)}
         plans = {k: f(g) for k, (f, _) in (own or {}).items()} | {k: rule(k, g, dividends) for k in BENCHMARKS}

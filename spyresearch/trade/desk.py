@@ -26,7 +26,7 @@ from ..models.touch import LEAST, MOST, NEAR, Touch, left_of, moves, unit
 from ..sessions import MINUTES, session
 from .clock import learn_clock
 from .costs import Costs
-from .follow import follow, quotes_of
+from .follow import follow, halts_of, mute_of, quotes_of
 from .intraday import OPTION, Offer
 from .offers import Look, look, offer
 from .search import EXITS, Paths
@@ -114,6 +114,7 @@ def day_moments(
     chain:pd.DataFrame, # recorded that day
     touch:Touch, clock, # of days that are over
     costs:Costs,
+    halted=(), # moments of that day at which trading was halted
 ) -> list: # of Moment
     "The moments of one session."
     s, px, n, out, l = session(panel.days[d]), known_close(panel)[d], int(panel.n[d]), [], line(panel); paid = dividends_of(panel)
@@ -121,7 +122,7 @@ def day_moments(
         m = int(minute[i]); at = s.open + pd.Timedelta(minutes=m + 1); quotes = stood(chain, at)
         if quotes is None or not np.isfinite(u := unit(sigma[i:i+1], np.array([n - 1 - m]))[0]): continue
         paths = paths_now(touch, sigma[i], m, n - 1 - m, float(px[m]))
-        x = look(at.to_pydatetime(), float(px[m]), quotes, clock, paths, float(u), costs, paid); best = offer(x) if x.finds else None
+        x = look(at.to_pydatetime(), float(px[m]), quotes, clock, paths, float(u), costs, paid, at in halted); best = offer(x) if x.finds else None
         out.append(Moment(d, m, replace(x, board=None), best, best and follow(plan_of(best, at, panel.provenance), l, quotes_of(chain, best.con_id), costs)))
     return out
 
@@ -136,6 +137,7 @@ class Chains:
     root: Path
     def __call__(self, day): return chain_in(self.root, day)
     def file(self, day): return self.root/'cache'/'offers'/f'{day}.json'
+    mute = property(lambda self: mute_of(self.root/'journal')) # what a live run has not heard
 
 def chains_of(store) -> Chains: return Chains(Path(store.root)) # day -> its chain, or None
 
@@ -221,7 +223,7 @@ def kept(
     "The moments of a day, from the cache where they still count."
     def found(): return find(chain) if (chain := chain_of(day)) is not None and len(chain) else []
     if not isinstance(chain_of, Chains) or not (path := chain_file(chain_of.root/CHAINS, day)): return found()
-    said, at = hashlib.sha256((said + file_hash(path)).encode()).hexdigest(), chain_of.file(day)
+    halts = sorted(map(str, halts_of(chain_of.mute, day))); said, at = hashlib.sha256((said + file_hash(path) + (repr(halts) if halts else '')).encode()).hexdigest(), chain_of.file(day)
     try: old = json.loads(at.read_text('utf8'))
     except (OSError, ValueError): old = {}
     if old.get('said') == said: return [_moment(o, d) for o in old['moments']]
@@ -238,14 +240,15 @@ def on_record(
 ) -> Record|None: # None without a recorded chain on a scored day
     "The best offers of all recorded days."
     panel = panel.days_upto(len(evaluation.days)); w = panel.windows(); sigma = forecast_at(evaluation, w); ask, said = is_asked(panel, w.day, w.minute), digests(w, sigma, costs)
-    def find(d, rows): return lambda chain: day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs)
+    mute = getattr(chain_of, 'mute', ()); l = replace(line(panel), mute=mute)
+    def find(d, rows): return lambda chain: day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs, halts_of(mute, panel.days[d]))
     days, moments = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST], []
     for k, d in enumerate(days): # one chain at a time: a day of one fills tens of megabytes
         rows = np.flatnonzero((w.day == d) & ask)
         if len(rows): moments += kept(chain_of, panel.days[d], d, said[d], find(d, rows))
         progress(k + 1, len(days), 'options')
     def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
-    def ended(t, o): return follow(t, line(panel), quotes_of(chain_of(panel.days[o.day]), t.con_id), costs)
+    def ended(t, o): return follow(t, l, quotes_of(chain_of(panel.days[o.day]), t.con_id), costs)
     return Record(moments, shadow_of(moments, is_scored('option', panel.provenance)), panel.days, why, ended) if moments else None
 
 def _learned(w, sigma, d):

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['OLD_S', 'MINUTE', 'NO_QUOTE', 'DEAR', 'STATUS', 'quotes_of', 'sound', 'crossed', 'last_call', 'objection',
-           'withdrawn', 'triggered', 'follow']
+           'withdrawn', 'note_unheard', 'mute_of', 'halts_of', 'triggered', 'follow']
 
 # %% ../../nbs/trade/50_follow.ipynb #585defa1
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from ..core import ET, UsageError
+from ..journal import Journal
 from ..sessions import session
 from .costs import Costs, SHARES
 from .intraday import TIME_STOP, WIDE
@@ -76,9 +79,26 @@ def withdrawn(
     until:int, # ns: it was bought, or lapsed, or this is all that is known; included
 ) -> tuple|None: # (ns, reason)
     "When and why a ticket that waited was withdrawn."
-    start = _ns(t.valid_from); lost = unheard(l, start, until + 1, SILENT['option'])
+    start = _ns(t.valid_from); lost, mute = unheard(l, start, until + 1, SILENT['option']) or (None, '')
     for at in range(start + MINUTE, until + 1, MINUTE):
-        if why := 'feed stale' if at == lost else objection(t, at, q): return at, why
+        if why := mute if at == lost else objection(t, at, q): return at, why
+
+# %% ../../nbs/trade/50_follow.ipynb #d32669c7
+def _notes(folder): return Journal(Path(folder)/'unheard.jsonl')
+
+def note_unheard(
+    folder, # the journal's
+    at, newest, # aware: a whole minute; the end of the newest bar of SPY known then
+    why:str, # 'halted' or 'feed stale'
+):
+    "Put a silence of the market on record."
+    _notes(folder).append(dict(at=pd.Timestamp(at).tz_convert(ET).isoformat(), newest=pd.Timestamp(newest).tz_convert(ET).isoformat(), why=why))
+
+def mute_of(folder) -> tuple: # (ns of the moment, ns of the end of the newest bar, reason) each, as a `Line` carries them
+    "What was noted, in time order; a minute that was noted as halted is halted."
+    return tuple(sorted({o['at']: (_ns(o['at']), _ns(o['newest']), o['why']) for o in sorted(_notes(folder).read(), key=lambda o: o['why'] == 'halted')}.values()))
+
+def halts_of(mute, day) -> frozenset: return frozenset(w for m, _, why in mute if why == 'halted' and (w := pd.Timestamp(m, tz='UTC').tz_convert(ET)).date() == day) # moments of a day
 
 # %% ../../nbs/trade/50_follow.ipynb #3f6021e4
 def _first(q, when, until=None, most=np.inf):
@@ -94,7 +114,8 @@ def triggered(t, l) -> int|None: # ns
     if t.trigger_px is None or np.isnan(t.trigger_px): return start
     a = int(np.searchsorted(l.at, start)); before = l.close[a - 1] if a else l.open[0]
     up = t.trigger_px >= before
-    return crossed(l, start, until, *((t.trigger_px, np.nan) if up else (np.nan, t.trigger_px)))[0]
+    when, _ = crossed(l, start, until, *((t.trigger_px, np.nan) if up else (np.nan, t.trigger_px)))
+    return None if when is None else l.since(int(np.searchsorted(l.at, when - MINUTE)))
 
 # %% ../../nbs/trade/50_follow.ipynb #facdb42b
 NO_QUOTE, DEAR = 'no quote was recorded on which it could have been sold', 'the ask was above the limit while the trigger stood'

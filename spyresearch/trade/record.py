@@ -245,8 +245,10 @@ def screen(
     out = [told(w, 'asof', at=moment(w, pd.Timestamp(said['asof'])))]
     for word in said['words']:
         o = word_of(word); mine = own.get(getattr(o, 'id', None), {})
-        if 'closed' not in mine: out += [spoken(word, lang, full, equity), *(_now(o, mine, now, px, px_at, lang) if isinstance(o, Ticket) and 'withdrawn' not in word else [])]
+        if 'closed' not in mine: out += [spoken(word, lang, full, equity), *(_plainly(o, w) if full and isinstance(o, Silence) else ()), *(_now(o, mine, now, px, px_at, lang) if isinstance(o, Ticket) and 'withdrawn' not in word else [])]
     return out
+
+def _plainly(o, w): return ['  ' + told(w, 'meant', reason=w['reasons'][r], plain=w['plain'][r]) for r in o.reasons]
 
 def _now(t, mine, now, px, px_at, lang):
     "The state of a ticket, and what its owner still has to say."

@@ -8,7 +8,7 @@ __all__ = ['NO_OFFER', 'USUAL', 'SILENCE', 'Stage', 'stage', 'night_returns', 's
            'shadow_frame', 'walk', 'honesty', 'published', 'judged']
 
 # %% ../../nbs/trade/48_signals.ipynb #7ce657da
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -238,10 +238,11 @@ def walk(
     progress=quiet,
     desk:list=None, # (Ticket, Outcome) on record, for the newest close; the walk's own by default
     options=None, # a `Record` of the desk, where chains were recorded
+    mute=(), # what a live run of these days has not heard, from `follow.mute_of`
 ) -> Signals:
     "All decisions over the forecast days, in time order."
     panel = panel.days_upto(len(evaluation.days))
-    st, l, paid = stage(panel, evaluation, costs, qty), line(panel), dividends_of(panel)
+    st, l, paid = stage(panel, evaluation, costs, qty), replace(line(panel), mute=tuple(mute)), dividends_of(panel)
     if options is not None: st.shadows[OPTION] = options.shadow
     rules = shares_of(rule, swing.SESSIONS) | shares_of(rule, dict.fromkeys(intraday.MINUTES_HELD, 1)) | {OPTION: rule}
     streams = {h: nights(s, len(st.days), rules[h], thin=swing.SESSIONS.get(h) or intraday.MINUTES_HELD.get(h, 5)//5) for h, s in st.shadows.items()}

@@ -20,6 +20,7 @@ import pandas as pd
 from ..core import ET, UsageError, is_tradable, one_provenance, stamp
 from ..sessions import session
 from .costs import Costs
+from .risk import LIMITS
 
 # %% ../../nbs/trade/41_tickets.ipynb #a64b506c
 FIELDS = dict(
@@ -111,7 +112,7 @@ WORDS = {'en': dict(
     shares='With {equity:,.0f} USD: {qty} shares.', contracts='With {equity:,.0f} USD: {qty} contracts.', unproven='Unproven: {hits} of {n} such tickets on record gained (rate between {low:.0%} and {high:.0%}); size 0.', fresh='Unproven: no such ticket on record has ended yet; size 0.',
     record='On record: {hits} of {n} such tickets gained, on {days} days (rate between {low:.0%} and {high:.0%}).', swing_risk='If the stop fills at its price, 100 shares lose {max_loss_usd:.2f} USD after costs; a gap loses more.',
     option_risk='No more than the premium can be lost: {max_loss_usd:.2f} USD a contract and the costs.', night='Nights held: {nights}; in one of 20 a gap takes {gap_usd:.0f} USD or more from 100 shares.',
-    no_ex='No ex-dividend date ahead is on record; the last one was {ex}.', note='Note: {note}.', silence='No {kind} ticket at {at} (New York): {reasons}.', stamp='{stamp}, not to be traded: {text}', asof='As of {at} (New York).',
+    meant='{reason}: {plain}', no_ex='No ex-dividend date ahead is on record; the last one was {ex}.', note='Note: {note}.', silence='No {kind} ticket at {at} (New York): {reasons}.', stamp='{stamp}, not to be traded: {text}', asof='As of {at} (New York).',
     waiting='Waiting: it may be bought {entry} (New York).', buy='Buy now: SPY is at {px:.2f}, inside the range.', above='SPY is at {px:.2f}, above the range: do not chase it; the entry is open until {until}.', below='SPY is at {px:.2f}, below the range: do not buy; the entry is open until {until}.',
     armed='Waiting for SPY to reach {trigger_px:.2f}; it is at {px:.2f}.', limit='Buy now at {entry_limit_usd:.2f} or less.', missed='Missed: the entry ended at {until}.', outside='That price is outside the range of the ticket, {entry_px_low:.2f} to {entry_px_high:.2f}: its odds were for the range.', over_limit='That is above the limit of the ticket, {entry_limit_usd:.2f}: its odds were for the limit.', hold='Hold: SPY is at {px:.2f}.', shut='Hold: the market is closed; the exits count from the next open.', sell='Sell now: {why}.', unknown='No price is known for {at}.', gone='Withdrawn: {why}. Do not buy.', gone_held='Withdrawn: {why}. Whoever holds it sells.', void='It had said: {text}', overdue='You have not said what became of it: spy closed {id} --px P', took='Noted: {qty} bought at {px:.2f} on {at} (New York) for ticket {id}.', closed='Noted: {qty} sold at {px:.2f} on {at} (New York) for ticket {id}: {net:+,.2f} USD after fees.',
     join=' ', comma=', ', days=('Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'), when='{day} ({weekday}) {time}', kinds=dict(swing='swing', option='option'), rights=dict(C='call', P='put'), why=dict(target='target reached', stopped='stop reached', timed_out='the time is up'),
@@ -128,13 +129,31 @@ WORDS['zh'] = dict(
     shares='账户净值 {equity:,.0f} 美元可买 {qty} 股。', contracts='账户净值 {equity:,.0f} 美元可买 {qty} 张。', unproven='尚未证实：记录在案的 {n} 笔同类建议中 {hits} 笔获利（胜率介于 {low:.0%} 与 {high:.0%} 之间）；仓位为 0。', fresh='尚未证实：记录中还没有已了结的同类建议；仓位为 0。',
     record='记录在案：{n} 笔同类建议中 {hits} 笔获利，分布于 {days} 个交易日（胜率介于 {low:.0%} 与 {high:.0%} 之间）。', swing_risk='若按止损价成交，每 100 股扣除费用后亏损 {max_loss_usd:.2f} 美元；若跳空，亏损更大。',
     option_risk='最多亏损全部权利金：每张 {max_loss_usd:.2f} 美元，另加费用。', night='过夜 {nights} 晚；每 20 晚约有一晚，跳空使每 100 股亏损 {gap_usd:.0f} 美元或更多。',
-    no_ex='记录中没有将来的除息日；上一个除息日为 {ex}。', note='注意：{note}。', silence='{at}（纽约时间）无{kind}交易建议：{reasons}。', stamp='{stamp}，不可据此交易：{text}', asof='截至 {at}（纽约时间）。',
+    meant='{reason}：{plain}', no_ex='记录中没有将来的除息日；上一个除息日为 {ex}。', note='注意：{note}。', silence='{at}（纽约时间）无{kind}交易建议：{reasons}。', stamp='{stamp}，不可据此交易：{text}', asof='截至 {at}（纽约时间）。',
     waiting='等待：{entry}（纽约时间）方可买入。', buy='现在买入：SPY 现价 {px:.2f}，在价格区间内。', above='SPY 现价 {px:.2f}，高于价格区间：不追高；入场时段到 {until} 为止。', below='SPY 现价 {px:.2f}，低于价格区间：不要买入；入场时段到 {until} 为止。',
     armed='等待 SPY 触及 {trigger_px:.2f}；现价 {px:.2f}。', limit='现在可按 {entry_limit_usd:.2f} 或更低买入。', missed='已错过：入场时段已于 {until} 结束。', outside='该价格不在建议的价格区间 {entry_px_low:.2f} 至 {entry_px_high:.2f} 之内：所述胜率只适用于该区间。', over_limit='该价格高于建议的限价 {entry_limit_usd:.2f}：所述胜率只适用于该限价。', hold='继续持有：SPY 现价 {px:.2f}。', shut='继续持有：现已休市，止盈止损自下一次开盘起有效。', sell='现在卖出：{why}。', unknown='{at} 没有可用的价格。', gone='已撤回：{why}。请勿买入。', gone_held='已撤回：{why}。持有者应卖出。', void='原建议：{text}', overdue='您尚未说明平仓结果：spy closed {id} --px P', took='已记录：{at}（纽约时间）按 {px:.2f} 买入 {qty}，建议编号 {id}。', closed='已记录：{at}（纽约时间）按 {px:.2f} 卖出 {qty}，建议编号 {id}；扣除费用后盈亏 {net:+,.2f} 美元。',
     join='', comma='、', days=('周一', '周二', '周三', '周四', '周五', '周六', '周日'), when='{day}（{weekday}）{time}', kinds=dict(swing='波段', option='期权'), rights=dict(C='看涨期权', P='看跌期权'), why=dict(target='已到止盈价', stopped='已到止损价', timed_out='持有时间已到'),
     stamps=dict(SIMULATED='模拟行情', REPLAY='历史回放', PAPER='模拟账户', DELAYED='延迟行情'),
     reasons=dict(zip(REASONS, ('休市', '暂停交易', '历史数据尚不足', '行情已过时', '数据缺口正在补齐', '行情延迟', '无期权权限', '无期权报价', '买卖价差过大', '尚无模型', '模型已过期', '超出模型的经验范围', '概率未经校准', '未达盈亏平衡', '重大数据公布时段',
         '临近行权时段', '已有持仓', '止损后的冷静期', '已达亏损上限', '数据来源混杂'), strict=True)), notes={})
+
+# %% ../../nbs/trade/41_tickets.ipynb #0d57f706
+_NUMBERS = dict(pause=LIMITS.pause.seconds//60, span=LIMITS.span, loss=LIMITS.loss)
+
+def _plainly(*words): return {r: o.format(**_NUMBERS) for r, o in zip(REASONS, words, strict=True)} # in the order of REASONS
+
+WORDS['en']['plain'] = _plainly('no session is open, so nothing can be entered', 'trading was halted', 'too few earlier sessions to forecast from', 'the last price is too old to act on',
+    'bars are missing that the forecast needs', 'the prices come late, so none is the market’s now', 'the account does not see option prices, or has no day trade left today', 'bids and asks of options are not known, so neither is what one costs',
+    'buying and selling again would cost too much of the gain', 'none is there that may serve, or fewer sessions than a head needs to learn', 'the model was fitted too long ago', 'the market looks unlike the days that the model learned from',
+    'too few matured outcomes to say how often such forecasts come true', 'not shown to come true often enough to pay the costs', 'an announcement is near that no bar foretells', 'too near the close for an option opened now',
+    'an earlier ticket has not ended, or another head’s was better', 'a stop was hit: of a swing today, or of an option less than {pause} minutes ago',
+    'positions sold today, or in the last {span} sessions together, have lost {loss:.1%} of equity or more, net', 'data of two sources met, and no ticket may rest on both')
+WORDS['zh']['plain'] = _plainly('目前没有开盘，无法入场', '交易被暂停', '此前的交易日太少，无法预测', '最近一笔价格太旧，不能据此操作',
+    '预测所需的K线有缺失', '行情有延迟，所见都不是市场的当前价格', '账户看不到期权报价，或今日已无日内交易次数', '期权的买价和卖价未知，因此成本也未知',
+    '一买一卖的价差会吃掉过多收益', '没有可用的模型，或交易日数少于一个预测头学习所需', '模型拟合的时间过久', '当前市场不像模型学习过的日子',
+    '已有结果的案例太少，无法说明此类预测多常应验', '尚未证明其应验的频率足以抵偿成本', '临近重大数据公布，K线无法预示其结果', '离收盘太近，不宜此时开期权仓',
+    '先前的建议尚未了结，或另一预测头的更优', '触及止损：波段在今日之内，期权在 {pause} 分钟之内',
+    '今日或最近 {span} 个交易日合计卖出的头寸，净亏损已达账户净值的 {loss:.1%} 或更多', '两种来源的数据混在一起，建议不能同时以二者为据')
 
 # %% ../../nbs/trade/41_tickets.ipynb #d624deba
 UNKNOWN_EVENTS, LATE, UNKNOWN_ACCOUNT = 'event calendar not known', 'decided after its entry time had begun', 'account flags not known'
@@ -210,16 +229,20 @@ def _beside(w, m, full):
     yield from (told(w, 'note', note=w['notes'][o]) for o in m.get('notes', ()))
 
 # %% ../../nbs/trade/41_tickets.ipynb #55f277e7
+_MIN = 60_000_000_000 # ns
+
 @dataclass(frozen=True)
 class Line:
-    "Bars one after another: `at` their starts (int64 ns UTC), prices in USD; `end` when the last one is over."
+    "Bars one after another: `at` their starts (int64 ns UTC), prices in USD; `end` when the last one is over; `mute`, what a live run has noted: (moment, end of the newest bar known then, reason), ns UTC, in time order."
     at:np.ndarray
     open:np.ndarray
     high:np.ndarray
     low:np.ndarray
     close:np.ndarray
+    mute:tuple = ()
     end = property(lambda self: pd.Timestamp(int(self.at[-1]), tz='UTC') + pd.Timedelta(minutes=1))
     def place(self, when): return int(np.searchsorted(self.at, pd.Timestamp(when).as_unit('ns').value)) # first bar starting at `when` or later
+    def since(self, i): return max((m + 1 for m, upto, _ in self.mute if upto < self.at[i] + _MIN <= m), default=int(self.at[i]) + _MIN) # ns: when bar `i` was known
 
 def line(
     g, # anything with days and open, high, low, close [D, 390]; a Line passes through
@@ -285,24 +308,25 @@ def entry_bar(
 
 # %% ../../nbs/trade/41_tickets.ipynb #d0a232d2
 SILENT = dict(swing=5, option=2) # minutes without a bar of SPY
-_MIN = 60_000_000_000 # ns
 
 def unheard(
     l:Line,
     start:int, until:int, # ns: the window; `until` excluded
     minutes:int, # of silence that end a ticket
-) -> int|None: # ns
-    "The first whole minute of a window by which SPY has been silent for too long."
+) -> tuple|None: # (ns, reason)
+    "The first whole minute of a window by which SPY has been silent for too long, or trading was halted."
     marks = np.arange(start + minutes*_MIN, until, _MIN); i = np.searchsorted(l.at, marks - _MIN, 'right')
     newest = np.where(i > 0, l.at[np.maximum(i - 1, 0)] + _MIN, start)
-    k = np.flatnonzero(marks - newest >= minutes*_MIN)
-    return int(marks[k[0]]) if len(k) else None
+    for at, upto, _ in l.mute: newest[marks == at] = np.minimum(newest[marks == at], upto)
+    k = np.flatnonzero(marks - newest >= minutes*_MIN); halts = [at for at, _, why in l.mute if why == 'halted' and start < at < until]
+    lost = min([int(marks[o]) for o in k[:1]] + halts, default=None)
+    return lost and (lost, 'halted' if lost in halts else 'feed stale')
 
 def _silenced(t, l, filled, now):
-    "When a swing ticket lost its market before it was bought; None where it did not."
+    "When and why a swing ticket lost its market before it was known to be bought; None where it did not."
     ns = lambda o: pd.Timestamp(o).as_unit('ns').value
     known = max(ns(l.end), ns(now) if now is not None else 0) + 1 # the moment itself is known
-    return unheard(l, ns(t.entry_from), min(ns(t.entry_until), known, ns(filled) + 1 if filled is not None else known), SILENT['swing'])
+    return unheard(l, ns(t.entry_from), min(ns(t.entry_until), known, filled if filled is not None else known), SILENT['swing'])
 
 # %% ../../nbs/trade/41_tickets.ipynb #dbb8b18c
 def settle(
@@ -317,7 +341,7 @@ def settle(
     if getattr(t, 'kind', 'swing') != 'swing': raise UsageError('only swing tickets can be settled on bars', 'option gains need recorded quotes', 'follow options with spy live')
     l, changes = line(bars), [('armed', t.issued_at, '')]
     i = entry_bar(l, t)
-    if (lost := _silenced(t, l, None if i is None else _moment(l, i), now)) is not None: return Outcome('withdrawn', (*changes, ('withdrawn', pd.Timestamp(lost, tz='UTC').tz_convert(ET), 'feed stale')))
+    if lost := _silenced(t, l, None if i is None else l.since(i), now): return Outcome('withdrawn', (*changes, ('withdrawn', pd.Timestamp(lost[0], tz='UTC').tz_convert(ET), lost[1])))
     if i is None:
         if l.end < pd.Timestamp(t.entry_until): return Outcome('armed', tuple(changes))
         return Outcome('expired', (*changes, ('expired', t.entry_until, 'no bar opened inside the price range')))

@@ -20,7 +20,7 @@ from ..core import ET, UsageError
 from ..journal import Journal
 from ..models.confidence import Evidence, Rule
 from .costs import Costs, SHARES
-from .follow import follow, quotes_of
+from .follow import follow, mute_of, quotes_of
 from .shadow import dividends_of
 from .tickets import COLUMNS, OUTCOME, Outcome, Ticket, head_of, is_scored, line, resized, settle
 
@@ -169,7 +169,7 @@ def followed(
     now=None, # aware: a live run's time; bars up to it are overdue
 ) -> list: # (Ticket, Outcome), oldest first
     "Every ticket on record and how it stands."
-    asof, bars = pd.Timestamp(asof), None if panel is None else line(panel)
+    asof, bars = pd.Timestamp(asof), None if panel is None else replace(line(panel), mute=mute_of(folder))
     paid = dividends_of(panel) if hasattr(panel, 'dividend') else {}
     said, kept = owner_words(folder, asof), _kept(folder)
     one = lambda t: owned(t, said[t.id], costs, paid) if t.id in said else kept[t.id] if t.id in kept else _paper(t, bars, asof, costs, paid, chain, now)
