@@ -1,4 +1,6 @@
 """The laboratory as it is started: its first page, its kernels' environment, saved notebooks as git has them; and new research notebooks."""
+import ast
+import builtins
 import io
 import json
 import os
@@ -23,6 +25,7 @@ from spyresearch.runs import declared, execute
 
 ROOT = Path(__file__).parents[1]
 BOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
+RUNS = [p for p in BOOKS if p.parent.name in ('runs', 'research')]
 
 
 def noisy(nb):
@@ -88,6 +91,83 @@ def test_the_first_page_links_to_what_is_there(tmp_path):
     assert page.read_bytes() == before
     shutil.rmtree(tmp_path/'reports')
     assert 'spy run` makes the first' in '\n'.join(start_cells(tmp_path))
+
+
+def left(node):
+    "Names that a cell leaves behind: not those of its comprehensions and functions."
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)): return {o.target.id for o in ast.walk(node) if isinstance(o, ast.NamedExpr)}
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return {node.name}
+    own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else {(a.asname or a.name).split('.')[0] for a in node.names} if isinstance(node, (ast.Import, ast.ImportFrom)) else set()
+    return own.union(*map(left, ast.iter_child_nodes(node)))
+
+
+def read(node):
+    "Names that a cell needs from elsewhere while it runs: not what its functions will look up when they are called."
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)): return set().union(*map(read, [*node.args.defaults, *getattr(node, 'decorator_list', [])]))
+    inner = {o.id for g in [*getattr(node, 'generators', []), *([node] if isinstance(node, ast.For) else [])] for o in ast.walk(g.target) if isinstance(o, ast.Name)}
+    own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else set()
+    return own.union(*map(read, ast.iter_child_nodes(node))) - inner
+
+
+def needed(body):
+    "Names that statements need from before them."
+    needs, made = set(), set()
+    for o in body:
+        parts = [getattr(o, k, None) or [] for k in ('body', 'orelse', 'finalbody')] if isinstance(o, (ast.For, ast.If, ast.While, ast.With, ast.Try)) else []
+        inner = {x.id for x in ast.walk(o.target) if isinstance(x, ast.Name)} if isinstance(o, ast.For) else set()
+        head = set().union(*(read(x) for k, x in ast.iter_fields(o) if isinstance(x, ast.AST)), *(read(x) for x in getattr(o, 'items', []))) if parts else read(o)
+        if isinstance(o, ast.With): inner |= set().union(*(left(x) for x in o.items))
+        inner |= {x.target.id for x in ast.walk(o) if isinstance(x, ast.NamedExpr)}
+        needs |= (head.union(*map(needed, parts)) - inner) - made
+        made |= left(o)
+    return needs
+
+
+def restored(tree):
+    "Names that a cell keeps at first and puts back in the end: `keep = (a, b)`, `a, b = keep`."
+    pairs = [(t, v) for o in tree.body if isinstance(o, ast.Assign) for t, v in (zip(o.targets[0].elts, o.value.elts) if isinstance(o.targets[0], ast.Tuple) and isinstance(o.value, ast.Tuple) else [(o.targets[0], o.value)])]
+    kept = {t.id: [e.id for e in v.elts if isinstance(e, ast.Name)] for t, v in pairs if isinstance(t, ast.Name) and isinstance(v, ast.Tuple)}
+    return {e for t, v in pairs if isinstance(v, ast.Name) and v.id in kept and isinstance(t, ast.Tuple) and [x.id for x in t.elts] == kept[v.id] for e in kept[v.id]}
+
+
+@pytest.mark.parametrize('path', RUNS, ids=lambda p: p.stem)
+def test_a_run_notebook_can_be_run_by_hand(path):
+    "Parameters first and plain, each cell needs only what stands above it, and none is spoilt for a second time by what stands below."
+    cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']; trees = [ast.parse(''.join(c['source'])) for c in cells]
+    assert cells[0]['metadata'].get('tags') == ['parameters'] and all(isinstance(o, ast.Assign) and ast.literal_eval(o.value) is not None for o in trees[0].body)
+    assert all("# " in o for o in ''.join(cells[0]['source']).splitlines() if o and not o.startswith("days")), 'a parameter without a word about it'
+    settings, there = left(trees[0]), {*dir(builtins), 'display'}
+    for i, t in enumerate(trees):
+        needs, makes = needed(t.body), left(t)
+        assert needs <= there, (i, needs - there)
+        assert not (spoilt := needs & makes - settings - restored(t)), (i, spoilt)                                                  # x = f(x), of a cell above
+        assert not (later := (needs - settings - set(dir(builtins))) & set().union(*(left(o) - restored(o) for o in trees[i + 1:]))), (i, later) # what was read here is something else in the end
+        there |= makes
+
+
+def test_long_cells_show_how_far_they_are():
+    "Whatever walks over days and can say how far it is, is asked to."
+    for path in RUNS:
+        for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
+            calls = [o for o in ast.walk(ast.parse(''.join(c['source']))) if isinstance(o, ast.Call)] if c['cell_type'] == 'code' else []
+            for o in calls:
+                if getattr(o.func, 'id', '') in ('evaluate', 'walk', 'backtest', 'on_record', 'with_touch'): assert 'bar_progress' in ast.unparse(o) or 'progress' in ast.unparse(o), (path.name, ast.unparse(o)[:60])
+
+
+def test_by_hand_it_shows_its_progress_and_leaves_nothing(tmp_path):
+    "Cell by cell in a kernel of its own, as the laboratory does it, with two parameters changed in their cell."
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.read(ROOT/'nbs/runs/evaluate.ipynb', 4)
+    first = next(c for c in nb.cells if c.cell_type == 'code')
+    first.source = first.source.replace("members = 'all' ", "members = 'har' ")
+    (tmp_path/'nbs').mkdir()
+    NotebookClient(nb, timeout=300, resources=dict(metadata=dict(path=str(tmp_path/'nbs')))).execute()
+    out = [o for c in nb.cells if c.cell_type == 'code' for o in c.outputs]
+    assert not list((tmp_path/'nbs').iterdir()) and not [o for o in out if o.output_type == 'error']
+    said = ''.join(o.text for o in out if o.output_type == 'stream')
+    assert re.search(r'forecasts: \d+/\d+', said) and re.search(r'history: \d+/\d+', said), said[-500:]
+    assert any('text/html' in o.get('data', {}) and 'SIMULATED' in o.data['text/html'] for o in out)
 
 
 @pytest.fixture(scope='module')

@@ -96,9 +96,9 @@ def test_real_prices_give_silence_with_true_reasons(shared):
 
 
 def whole_run(folder, edge, days):
-    "`spy run` against a replay server: the tickets in its report folder, and what it printed."
+    "`spy run` against a replay server, with the forecasters whose tickets the tests above look at (all of them: `spy first-hour --whole`): the tickets in its report folder, and what it printed."
     with spawn(seed=7, edge=edge, days=days) as (host, port):
-        done = subprocess.run([sys.executable, '-m', 'spyresearch.cli', 'run', '--tws', f'{host}:{port}', '--days', str(days), '--data', str(folder/'data'), '--reports', str(folder/'reports')],
+        done = subprocess.run([sys.executable, '-m', 'spyresearch.cli', 'run', '--tws', f'{host}:{port}', '--days', str(days), '--members', 'har', '--data', str(folder/'data'), '--reports', str(folder/'reports')],
                               capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = (folder/'reports').rglob('tickets.csv')
@@ -119,7 +119,7 @@ def test_the_whole_run_finds_the_planted_edge(tmp_path):
 
 
 def test_the_whole_run_is_silent_without_it(tmp_path):
-    t, said, page = whole_run(tmp_path, 0., 160)
+    t, said, page = whole_run(tmp_path, 0., 100)
     assert t.empty and 'No edge' in said and 'nothing to look back on' in page and 'aria-label="ticket ' not in page
 
 
