@@ -1,5 +1,9 @@
 """The bar: a row says where it is missed, and a rounded number never looks like one that is met."""
+import numpy as np
+import pandas as pd
+
 from spyresearch.bar import MINUTE_HORIZONS, forecast_rules, forecast_words, row
+from spyresearch.skill import by_year, years
 
 
 def test_a_near_miss_shows_its_digits_and_its_place():
@@ -16,3 +20,12 @@ def test_a_row_that_is_met_or_not_judged_names_no_place():
     assert 'missed' not in row('x', [.5, .6], (.4, .8), places=places).found
     assert 'missed' not in row('x', [.1, None], (.4, .8), places=places).found and 'missed' not in row('x', [.1, .2], (.4, .8), few='20 days', places=places).found
     worse = row('x', [.96, 1.04], (1., .5), 'points', '.1f', most=True, places=places); assert worse.found.startswith('0.96, 1.04') and worse.found.endswith('missed at 15 min')
+
+
+def test_a_gain_of_one_year_is_seen_to_be_one():
+    "Ten percent in the first year, nothing in the second, and no row for a year of a few days."
+    class Two:
+        system, days = 'ensemble', [o.date() for o in pd.bdate_range('2024-12-27', '2026-02-10')]
+        def loss(self, name, h): return np.array([np.nan if d.day == 13 else (.9 if name == 'ensemble' and d.year < 2026 else 1.)*(1 + .1*(d.day % 3)) for d in self.days])
+    got = by_year(Two(), '5'); assert list(got) == ['2025', '2026'] and [o['skill_pct'] for o in got.values()] == [10., 0.] and got['2025']['dm_t'] > 5 and got['2026'] == dict(n_days=28, skill_pct=0., dm_t=None)
+    shown = years(dict(horizons={'5': dict(by_year=got)})); assert '+10.00' in shown and '2026' in shown and years(dict(horizons={'5': dict(by_year={'2025': got['2025']})})) == ''
