@@ -117,7 +117,7 @@ def prepare(self:Engine):
     opens = self.session.open.to_pydatetime(); self.rows = of_day(self.forecasts.path, self.day)
     self.kept, self.fault, self.why = self._frozen(opens) if self.rows else serving(self.store, opens)
     if self.fault: self.say(self.fault)
-    if self.careful.alarm: self.say(f'alarm of {self.careful.alarm}; bands {self.careful.widen:.2f} times as wide, ' + ('no ticket today' if self.careful.reasons else f'{self.careful.size:.0%} of every stake'))
+    if self.careful.alarm: self.say(f'alarm of {self.careful.alarm}; bands {self.careful.widen:.2f} times as wide, touches with them, ' + ('no ticket today' if self.careful.reasons else f'{self.careful.size:.0%} of every stake'))
     told = [pd.Timestamp(o['origin']) for o in self.rows] + [pd.Timestamp(o['at']) - pd.Timedelta(minutes=1) for o in of_day(self.ticks.path, self.day, 'at')]
     self.asked = max(((t - self.session.open)//pd.Timedelta(minutes=1) for t in told), default=-1) # by whoever ran before
     self._swing_words()
@@ -125,6 +125,7 @@ def prepare(self:Engine):
     try:
         past = Panel.from_store(self.store, upto=opens); past = past.days_from(max(len(past) - self.days, 0))
         self.mind = Inference(self.kept, Growing(past, self.day, dividends_of(self.store, self.day).get(self.day, 0.), self.kept.model.columns), widen=self.careful.widen)
+        g = self.mind.growing; self.kept.model.quantiles(g.panel.windows([g.d - 1], [int(past.n[-1]) - 1])) # what a first question loads and measures is there at the open
     except (DataError, ModelError) as e: self.kept, self.why, self.fault = None, 'warm-up', f'{e.what}: {e.why}'; self.say(self.fault)
 
 # %% ../../nbs/live/42_engine.ipynb #fee9cc75

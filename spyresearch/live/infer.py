@@ -110,11 +110,12 @@ def touch_grid(
     sigma:np.ndarray, # [9] of the forecaster beside it
     minute:int, px:float, # last known bar; USD
     n:int=MINUTES, # minutes of the session
+    widen:float=1., # of a `Caution`
 ) -> dict|None: # distances (USD up and down), minutes, up and down [distances][minutes]: P(that side first, by then)
     "Which side of a price is touched first."
     left = n - 1 - minute; limits = [o for o in LIMITS[:-1] if o <= left] + [left]
     if touch is None or left < 1 or not np.isfinite(u := unit(sigma[None], np.array([left]))[0]): return None
-    p = touch.probabilities(sigma[None], np.array([minute]), DISTANCES, np.abs(np.log(2 - np.exp(DISTANCES*u)))/u, tuple(dict.fromkeys(limits)), n)[0]
+    p = touch.wider(widen).probabilities(sigma[None], np.array([minute]), DISTANCES, np.abs(np.log(2 - np.exp(DISTANCES*u)))/u, tuple(dict.fromkeys(limits)), n)[0]
     i = np.arange(len(DISTANCES))
     return dict(distances=px*np.expm1(DISTANCES*u), minutes=list(dict.fromkeys(limits)), up=p[i, i, :, UP], down=p[i, i, :, DOWN])
 
@@ -182,7 +183,7 @@ def say(self:Inference,
     px, x = float(p.close[d, i]), p.x[d, i]
     lacks = tuple(p.names[k] for k in self.reads if not np.isfinite(x[k])) + tuple(unquoted(p, d, i) if IV30 in self.kept.model.columns else ())
     odd = strange(self.usual, p.at(WATCHED, np.array([d]), np.array([i]))[0]) if self.usual else ''
-    self.answers.append(Answer(i, at, px, sigma, plain, q, row_hash(p, d, i, self.kept.model.columns), lacks, touch_grid(self.kept.touch, sigma, i, px, self.growing.minutes), odd, instead(self.kept.model, w, plain)))
+    self.answers.append(Answer(i, at, px, sigma, plain, q, row_hash(p, d, i, self.kept.model.columns), lacks, touch_grid(self.kept.touch, sigma, i, px, self.growing.minutes, self.widen), odd, instead(self.kept.model, w, plain)))
     return self.answers[-1]
 
 def instead(model, w, q:np.ndarray) -> str: # one origin; [9, 21] what was said there; empty where the model itself spoke

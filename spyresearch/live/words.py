@@ -89,7 +89,7 @@ def heads_of(
 class Caution:
     "How careful to be in a session: what trade, the forecast and the learner read."
     size: float = 1.      # factor on every stake
-    widen: float = 1.     # factor on the distance of quantiles from the median
+    widen: float = 1.     # factor on the distance of quantiles from the median, and on how far paths go
     reasons: tuple = ()   # of the closed list of silences; empty where signals may be published
     learns: bool = True   # may networks be fine-tuned?
     alarm: str = ''       # in words; empty where there is none
@@ -165,7 +165,7 @@ def unquoted(self:Desk, panel, minute:int, q:np.ndarray) -> list: # of Silence
 def quoted(self:Desk, panel, minute:int, sigma:np.ndarray, chain:pd.DataFrame, done, halted:bool=False) -> tuple: # words; ticket id -> what it rests on
     "What is said of the best offer of a recorded moment."
     sigma = np.asarray(sigma, np.float32).astype(float)[None]
-    found = day_moments(panel, self.d, [0], np.array([minute]), sigma, chain, self.touch, self.clock, self.costs, [session(self.stage.days[self.d]).open + pd.Timedelta(minutes=minute + 1)]*halted)
+    found = day_moments(panel, self.d, [0], np.array([minute]), sigma, chain, self.touch, self.clock, self.costs, [session(self.stage.days[self.d]).open + pd.Timedelta(minutes=minute + 1)]*halted, self.careful.widen)
     n = self._night(OPTION, np.array([o.offer.p_win for o in found if o.offer is not None])); k = len(self.stage.shadows[OPTION])
     rec, n = SimpleNamespace(moments=found, why=lambda o: self.why(panel, minute, sigma, chain, o)), replace(n, rows=slice(k, k + len(n.rank)))
     words = [o for o, _ in option_day(self.stage, rec, self.d, n, done)]
@@ -175,7 +175,7 @@ def quoted(self:Desk, panel, minute:int, sigma:np.ndarray, chain:pd.DataFrame, d
 def why(self:Desk, panel, minute, sigma, chain, o) -> dict: # of a Moment
     "What an offer rests on, as the record of past days would say it."
     w = panel.windows(np.r_[self.w.day, self.d], np.r_[self.w.minute, minute])
-    return basis(w, np.r_[self.sigma, sigma], len(w) - 1, stood(chain, o.look.at), self.costs) | dict(system=scale_of(self.ev), seed=getattr(self.ev, 'seed', None))
+    return basis(w, np.r_[self.sigma, sigma], len(w) - 1, stood(chain, o.look.at), self.costs, self.careful.widen) | dict(system=scale_of(self.ev), seed=getattr(self.ev, 'seed', None))
 
 # %% ../../nbs/live/39_words.ipynb #3688526e
 def hushed(o, halted:bool): return replace(o, reasons=(*o.reasons, 'halted')) if halted and isinstance(o, Silence) else o # a Ticket or a Silence
@@ -222,7 +222,7 @@ def at_once(self:Desk,
 ) -> dict: # head -> words of the whole day
     "What the walk says of the day."
     st, ev = self.whole(panel, minute, sigma, q)
-    today = on_record(panel, ev, self.chain_of, self.costs)
+    today = on_record(panel, ev, self.chain_of, self.costs, widen=self.careful.widen)
     st.shadows[OPTION] = today.shadow if today else shadow_of([])
     night = {h: tonight(s, h, self.d, self.rule) for h, s in st.shadows.items()}
     out = {h: intraday_day(st, h, self.d, night[h]) for h in intraday.MINUTES_HELD}

@@ -254,6 +254,14 @@ def bend(self:Touch,
     out = type(self)(); out.params = self.params | dict(bend=np.asarray(factor, float))
     return out
 
+# %% ../../nbs/models/47_touch.ipynb #8ad8651e
+@patch
+def wider(self:Touch,
+    by:float, # 1 or more: times as far as was forecast
+) -> Touch: # the very same where `by` is 1
+    "The same model where everything goes further, at the same prices."
+    return self if by == 1 else self.bend(by**2*self.params.get('bend', STRAIGHT))
+
 # %% ../../nbs/models/47_touch.ipynb #4b8bbfca
 @patch
 def paths(self:Touch,

@@ -115,6 +115,7 @@ def day_moments(
     touch:Touch, clock, # of days that are over
     costs:Costs,
     halted=(), # moments of that day at which trading was halted
+    widen:float=1., # times as far as was forecast, after an alarm
 ) -> list: # of Moment
     "The moments of one session."
     s, px, n, out, l = session(panel.days[d]), known_close(panel)[d], int(panel.n[d]), [], line(panel); paid = dividends_of(panel)
@@ -122,7 +123,7 @@ def day_moments(
         m = int(minute[i]); at = s.open + pd.Timedelta(minutes=m + 1); quotes = stood(chain, at)
         if quotes is None or not np.isfinite(u := unit(sigma[i:i+1], np.array([n - 1 - m]))[0]): continue
         paths = paths_now(touch, sigma[i], m, n - 1 - m, float(px[m]))
-        x = look(at.to_pydatetime(), float(px[m]), quotes, clock, paths, float(u), costs, paid, at in halted); best = offer(x) if x.finds else None
+        x = look(at.to_pydatetime(), float(px[m]), quotes, clock, paths, float(u), costs, paid, at in halted, widen=widen); best = offer(x) if x.finds else None
         out.append(Moment(d, m, replace(x, board=None), best, best and follow(plan_of(best, at, panel.provenance), l, quotes_of(chain, best.con_id), costs)))
     return out
 
@@ -171,11 +172,12 @@ def basis(
     i:int, # the origin
     quotes:pd.DataFrame, # the record of the chain at that moment
     costs:Costs,
+    widen:float=1., # as in `day_moments`
 ) -> dict: # plain numbers and texts
     "What the look of a moment was made of."
     p, d, m, old = w.panel, int(w.day[i]), int(w.minute[i]), w.day < w.day[i]
     return dict(day=str(p.days[d]), minute=m, px=float(known_close(p)[d, m]), sigma=_plain(sigma[i].astype(float)), stretches=stretches_near(w[old], sigma[old], _learned(w, sigma, d)[0], m), dividends={str(k): v for k, v in dividends_of(p).items()},
-                quoted_at=quotes.index[0].isoformat(), rows={c: _plain(quotes[c]) for c in quotes}, plan=costs.plan)
+                quoted_at=quotes.index[0].isoformat(), rows={c: _plain(quotes[c]) for c in quotes}, plan=costs.plan, widen=widen)
 
 def looked_again(
     b:dict, # as `basis` has it
@@ -186,7 +188,7 @@ def looked_again(
     day, m, sigma, paid = date.fromisoformat(b['day']), b['minute'], np.array(b['sigma'], float), {date.fromisoformat(k): v for k, v in b['dividends'].items()}
     s = session(day); left = s.n_minutes - 1 - m; px = float(known_close(g)[g.days.index(day), m])
     clock, paths = learn_clock(g, s.open.to_pydatetime(), paid), paths_now(touch_of(b['stretches'], g), sigma, m, left, px)
-    return look((s.open + pd.Timedelta(minutes=m + 1)).to_pydatetime(), px, rows, clock, paths, float(unit(sigma[None], np.array([left]))[0]), Costs(b['plan']), paid)
+    return look((s.open + pd.Timedelta(minutes=m + 1)).to_pydatetime(), px, rows, clock, paths, float(unit(sigma[None], np.array([left]))[0]), Costs(b['plan']), paid, widen=b.get('widen', 1.))
 
 # %% ../../nbs/trade/52_desk.ipynb #6f4714b4
 @cache
@@ -237,17 +239,19 @@ def on_record(
     chain_of, # day -> the recorded chain, or None
     costs:Costs=Costs(),
     progress=quiet, # (done, total, what)
+    widen:float=1., # of the newest day alone: an alarm is about one session
 ) -> Record|None: # None without a recorded chain on a scored day
     "The best offers of all recorded days."
     panel = panel.days_upto(len(evaluation.days)); w = panel.windows(); sigma = forecast_at(evaluation, w); ask, said = is_asked(panel, w.day, w.minute), digests(w, sigma, costs)
+    by = [1.]*(len(panel) - 1) + [widen]; said[-1] += f' {widen}'*(widen != 1)
     mute = getattr(chain_of, 'mute', ()); l = replace(line(panel), mute=mute)
-    def find(d, rows): return lambda chain: day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs, halts_of(mute, panel.days[d]))
+    def find(d, rows): return lambda chain: day_moments(panel, d, rows, w.minute, sigma, chain, *_learned(w, sigma, d), costs, halts_of(mute, panel.days[d]), by[d])
     days, moments = [d for d in sorted(set(evaluation.origins.day_ix)) if d >= LEAST], []
     for k, d in enumerate(days): # one chain at a time: a day of one fills tens of megabytes
         rows = np.flatnonzero((w.day == d) & ask)
         if len(rows): moments += kept(chain_of, panel.days[d], d, said[d], find(d, rows))
         progress(k + 1, len(days), 'options')
-    def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
+    def why(o): i = np.flatnonzero((w.day == o.day) & (w.minute == o.minute))[0]; return basis(w, sigma, i, stood(chain_of(panel.days[o.day]), o.look.at), costs, by[o.day]) | dict(system=scale_of(evaluation), seed=getattr(evaluation, 'seed', None))
     def ended(t, o): return follow(t, l, quotes_of(chain_of(panel.days[o.day]), t.con_id), costs)
     return Record(moments, shadow_of(moments, is_scored('option', panel.provenance)), panel.days, why, ended) if moments else None
 
