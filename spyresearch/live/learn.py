@@ -62,7 +62,7 @@ def heeded(
 
 @patch
 def add(self:Learner,
-    kind:str, # day, seat, promote, drop, rollback, alarm, update, handed, fault, full
+    kind:str, # day, late, seat, promote, drop, rollback, alarm, stays, frozen, update, handed, fault
     day, # the session
     why:str='', ids:tuple=(), # models that are meant
     **more,
@@ -158,15 +158,16 @@ def watch(self:Learner, day:str, at:datetime):
 # %% ../../nbs/live/44_learn.ipynb #28826ebe
 @patch
 def choose(self:Learner, day:str, at:datetime):
-    "Decide about everybody who sits; one promotion an evening."
+    "Decide about everybody who sits: first who is dropped, then one promotion."
+    now, said = pointer(self.store)['to'], []
     for id in seated(rows := self.rows()):
-        now = pointer(self.store)['to']; begun = next(r['day'] for r in reversed(rows) if r['kind'] == 'seat' and r['id'] == id)
-        v = decide(past(rows, now), past([r for r in rows if r['day'] > begun], id))
-        if v.act == 'promote' and self.waiting: continue # not while it cannot be written down
-        if v.act == 'promote':
-            promote(self.store, id, v.why, WHO, at)
-            return self.add('promote', day, v.why, (id, now), id=id, from_id=now, facts=v.facts, n=pointer(self.store)['n'])
+        begun = next(r['day'] for r in reversed(rows) if r['kind'] == 'seat' and r['id'] == id)
+        said.append((id, v := decide(past(rows, now), past([r for r in rows if r['day'] > begun], id))))
         if v.act == 'drop': self.add('drop', day, v.why, (id,), id=id, facts=v.facts)
+    for id, v in said:
+        if v.act != 'promote' or self.waiting: continue # not while it cannot be written down
+        promote(self.store, id, v.why, WHO, at)
+        return self.add('promote', day, v.why, (id, now), id=id, from_id=now, facts=v.facts, n=pointer(self.store)['n'])
 
 # %% ../../nbs/live/44_learn.ipynb #565e3745
 @patch
@@ -181,10 +182,12 @@ def evening(self:Learner,
     panel, d:int, # a `Panel` up to the evening; the session that is over
     at:datetime, # aware
     shown:dict|None=None, # of `served`: what was on the screen
+    late:bool=False, # no evening came after the session
 ) -> list: # rows that were added
     "The session's part in what serves tomorrow."
-    before, day = len(self.rows()), str(panel.days[d]); self.write(); self.mend(); self.frozen(day, at)
-    self.shadow(panel, d, at, shown); self.watch(day, at); self.choose(day, at)
+    before, day = len(self.rows()), str(panel.days[d]); self.write(); self.mend()
+    if late and not any(r['kind'] == 'day' and r['day'] == day for r in self.rows()): self.add('late', day, f'{day} had no evening; it is scored at {at:%Y-%m-%d %H:%M}, from the journal and the record of the day')
+    self.frozen(day, at); self.shadow(panel, d, at, shown); self.watch(day, at); self.choose(day, at)
     return self.rows()[before:]
 
 # %% ../../nbs/live/44_learn.ipynb #7dfcf9c5
@@ -255,7 +258,7 @@ def summary(
 ) -> str:
     "The journal of learning in lines of text."
     rows, (table, words) = Learner(store).rows(), brought(store); c, acts = caution(rows), [r for r in rows if r['kind'] not in ('day', 'update')]; acts = acts[max(len(acts) - last, 0):]
-    spans = [table.round(3).to_string(index=False)]*(not table.empty); alarm = [f'Alarm of {c.alarm}; bands {c.widen:.2f} times as wide, ' + ('no ticket.' if c.reasons else f'{c.size:.0%} of every stake.')]*bool(c.alarm)
+    spans = [table.round(3).to_string(index=False)]*(not table.empty); alarm = [f'Alarm of {c.alarm}; bands {c.widen:.2f} times as wide, touches with them, ' + ('no ticket.' if c.reasons else f'{c.size:.0%} of every stake.')]*bool(c.alarm)
     return '\n'.join([words, *spans, *alarm, *(f"{r['day']} {r['kind']}" + (f" {r['id']}" if r.get('id') else '') + (f": {r['why']}" if r['why'] else '') for r in acts)])
 
 # %% ../../nbs/live/44_learn.ipynb #7aa9a332

@@ -216,6 +216,7 @@ async def sit(self:Runner, day, until:datetime|None=None): # until: before the c
 @patch
 async def think(self:Runner, day):
     "Make the engine ready; then let it look at what there is."
+    await self.learned(day, owed=True)
     with self.clock.hold(): careful = await asyncio.to_thread(self.morning, day)
     e = Engine(Store(self.store.root, self.store.provenance), day, self.clock, self.days, say=self.line, publish=self.publish, careful=careful, teach=self.learning and self.learning.minute, halted=lambda: bool(self.feed and self.feed.seconds and self.feed.seconds.now['halted']))
     def then(): self.engine = e; self.look(); self.tell()
@@ -371,13 +372,13 @@ async def closing(self:Runner, day):
     self.line(f'{self.kept()}; the day is sealed'); trim_memory()
 
 @patch
-async def learned(self:Runner, day):
+async def learned(self:Runner, day, owed:bool=False): # owed: what sessions before it taught, and no evening has told
     "What the session taught; time of a replay stands meanwhile."
     if not self.learning: return
-    with self.clock.hold(): rows = await asyncio.to_thread(self.learning.evening, day, self.clock.now())
+    with self.clock.hold(): rows = await asyncio.to_thread(self.learning.overdue if owed else self.learning.evening, day, self.clock.now())
     for r in rows:
         if r['kind'] not in QUIET: self.line(f"learning: {r['kind']}" + (f" of {r['id']}" if r.get('id') else '') + f": {r['why']}")
-    if self.publish and (body := self.learning.minute(self.clock.now(), ())): self.publish('learning', body, self.clock.now())
+    if (rows or not owed) and self.publish and (body := self.learning.minute(self.clock.now(), ())): self.publish('learning', body, self.clock.now())
 
 QUIET = 'day', 'update', 'frozen' # rows of the journal that are no line
 

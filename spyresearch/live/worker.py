@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['RATE', 'MOST_RATE', 'ANCHOR', 'MOVES', 'BATCH', 'JUDGES', 'KEEP', 'LOSE', 'UNDONE', 'NICE', 'DEADLINE_S', 'RESTARTS',
-           'HOURLY', 'COMMAND', 'NIGHT', 'lessons_of', 'passed_by', 'origins_of', 'Tuner', 'both', 'serve', 'kept_by',
-           'main', 'Worker', 'teachable', 'Learning', 'decided', 'night']
+           'HOURLY', 'COMMAND', 'NIGHT', 'LATE', 'lessons_of', 'passed_by', 'origins_of', 'Tuner', 'both', 'serve',
+           'kept_by', 'main', 'Worker', 'teachable', 'Learning', 'decided', 'night']
 
 # %% ../../nbs/live/45_worker.ipynb #61ba290f
 import json, os, queue, subprocess, sys, threading
 from copy import deepcopy
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from importlib.util import find_spec
 
 import numpy as np
@@ -29,7 +29,7 @@ from ..models.networks import CLIP, NETWORKS, PINBALL, STEPS, Network, built, ea
 from ..models.past import SLOT, SLOTS
 from ..models.targets import AHEAD
 from ..models.windows import Panel
-from ..sessions import session
+from ..sessions import MINUTES, session
 from ..store import Store
 
 # %% ../../nbs/live/45_worker.ipynb #62eb5b58
@@ -337,7 +337,7 @@ class Learning:
         store:Store,
         seed:int=0, refits:bool=True, # refit what is due by the calendar, in the evening
         **more, # of `Worker`
-    ): self.learner, self.seed, self.refits, self.more, self.worker, self.nights, self.careful = Learner(store), seed, refits, more, None, None, Caution()
+    ): self.learner, self.seed, self.refits, self.more, self.worker, self.nights, self.careful, self.owed = Learner(store), seed, refits, more, None, None, Caution(), []
 
 # %% ../../nbs/live/45_worker.ipynb #c6f10729
 @patch
@@ -369,12 +369,12 @@ def _lost(self:Learning, day, what:str, e:Exception):
 def decided(
     root, provenance:str, # of the data folder
     day:str, at:str, # ISO: the session that is over; aware
-    seed:int, refits:bool,
+    seed:int, refits:list, late:bool, # members to be fitted anew; did no evening come after the session?
 ) -> list: # rows that could not be written
     "Everybody scored, it is decided who serves, and what is due is refitted."
     now = datetime.fromisoformat(at); store = Store(root, provenance, FixedClock(now)); learner, panel = Learner(store), Panel.from_store(store, upto=now); d = panel.days.index(date.fromisoformat(day))
-    learner.evening(panel, d, now, served(of_day(store.journal/'forecasts.jsonl', panel.days[d]), panel, d, now))
-    if refits: learner.refit(panel, due(panel.days[d]), now, seed)
+    learner.evening(panel, d, now, served(of_day(store.journal/'forecasts.jsonl', panel.days[d]), panel, d, now), late)
+    if refits: learner.refit(panel, refits, now, seed)
     return learner.waiting
 
 def night():
@@ -386,9 +386,9 @@ def night():
     print(json.dumps(o), file=out, flush=True)
 
 @patch
-def decide(self:Learning, day:date, at:datetime):
+def decide(self:Learning, day:date, at:datetime, refits=(), late:bool=False):
     "The evening's process, to its end."
-    store = self.learner.store; ask = dict(root=str(store.root), provenance=store.provenance, day=str(day), at=at.isoformat(), seed=self.seed, refits=self.refits)
+    store = self.learner.store; ask = dict(root=str(store.root), provenance=store.provenance, day=str(day), at=at.isoformat(), seed=self.seed, refits=list(refits), late=late)
     self.nights = subprocess.Popen(NIGHT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True, env={**os.environ, **SPEED})
     said, _ = self.nights.communicate(json.dumps(ask)); o = json.loads(said) if said else dict(broke=f'its process ended with status {self.nights.returncode}')
     self.learner.waiting += o.get('waiting', []); self.learner.write()
@@ -396,18 +396,50 @@ def decide(self:Learning, day:date, at:datetime):
 
 NIGHT = [sys.executable, '-c', 'from spyresearch.live.worker import night; night()']
 
+# %% ../../nbs/live/45_worker.ipynb #da8898b3
+LATE = timedelta(days=14) # how long an evening can be made up for
+
+@patch
+def missed(self:Learning, day:date) -> list: # sessions before one, oldest first
+    "Sessions that were forecast, are over, and that no evening has scored."
+    store, scored = self.learner.store, max((r['day'] for r in self.learner.rows() if r['kind'] == 'day'), default='')
+    said = {o['origin'][:10] for o in of_day(store.journal/'forecasts.jsonl', day, since=day - LATE)} - {str(day)}
+    return [d for d in store.original.days(sealed=True) if str(d) in said and str(d) > scored and d < day and session(d).n_minutes == MINUTES]
+
+@patch
+def make_up(self:Learning, day:date, at:datetime):
+    "The evenings that are owed, of sessions before one."
+    try:
+        for d in self.missed(day): self.decide(d, at, late=True); self.owed.append(d)
+    except Exception as e: self._lost(day, 'an evening that is owed was cut short', e) # noqa: BLE001 - the next one tries again
+
+@patch
+def renewed(self:Learning) -> int|None: # rows of the journal; None where there is nothing to decide
+    "The data folder as it is now, not as it was when the program began."
+    old = self.learner.store; store = self.learner.store = Store(old.root, old.provenance, old.clock)
+    try: pointer(store); return len(self.learner.rows())
+    except SpyError: return None # a journal that cannot be read, or nobody serves
+
 # %% ../../nbs/live/45_worker.ipynb #aae72147
+@patch
+def overdue(self:Learning, day:date, at:datetime) -> list: # the session ahead; rows of the journal that were added
+    "What is owed, before a session is spoken about."
+    before = self.renewed()
+    if before is None or of_day(self.learner.store.journal/'forecasts.jsonl', day): return []
+    self.make_up(day, at)
+    return self.learner.rows()[before:]
+
 @patch
 def evening(self:Learning,
     day:date, at:datetime, # the session that is over, sealed, its day file made; aware
 ) -> list: # rows of the journal that were added
-    "The process handed over, everybody scored, it is decided who serves; then what is due is refitted."
-    old = self.learner.store; store = self.learner.store = Store(old.root, old.provenance, old.clock) # the day has been sealed since
-    try: before = len(self.learner.rows()); pointer(store)
-    except SpyError: self.close(); return [] # a journal that cannot be read, or nobody serves: there is nothing to decide
+    "What is owed, the process handed over, everybody scored, it is decided who serves; then what is due is refitted."
+    before = self.renewed()
+    if before is None: self.close(); return []
+    self.make_up(day, at)
     try:
         if self.worker: self.worker.finish(at)
-        self.decide(day, at)
+        self.decide(day, at, dict.fromkeys(o for d in (*self.owed, day) for o in due(d)) if self.refits else ()); self.owed = []
     except Exception as e: self._lost(day, 'the evening was cut short', e) # noqa: BLE001 - the program goes on to the next session
     finally: self.close()
     return self.learner.rows()[before:]
