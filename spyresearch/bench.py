@@ -6,11 +6,11 @@
 __all__ = ['LIST', 'SESSION_ENDS', 'OLDER', 'BENCHES', 'LONG', 'python', 'bench_start', 'plain_history', 'bench_history',
            'peak_mb', 'bench_run', 'many_runs', 'bench_list', 'busy_seconds', 'bench_second', 'depth_stream',
            'bench_book', 'bench_forecast', 'bench_networks', 'made_chain', 'bench_offers', 'bench_backtest',
-           'bench_session', 'bench_live', 'years', 'walk_once', 'train_once', 'in_process', 'peer_once', 'bench_walk',
-           'bench_training', 'table', 'run_bench']
+           'bench_session', 'bench_live', 'lived', 'network_serves', 'learned', 'bench_learning', 'years', 'walk_once',
+           'train_once', 'in_process', 'peer_once', 'bench_walk', 'bench_training', 'table', 'run_bench']
 
 # %% ../nbs/63_bench.ipynb #ffcb1175
-import asyncio, json, os, subprocess, sys, tempfile
+import asyncio, json, os, shutil, subprocess, sys, tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -384,6 +384,59 @@ def bench_live(n):
     yield row('live_session', 'six and a half hours replayed through spy live, options, forecasts and words on record', took, bound=600.)
     yield row('live_memory', 'what the process gains in that session', [max(mb[-3:]) - mb[0]], bound=100., unit='MB')
 
+# %% ../nbs/63_bench.ipynb #a5c93dff
+def lived(
+    root, *options, # data folder; options of `spy live`
+) -> tuple: # seconds, MB, milliseconds of the parts of each minute that was forecast
+    "The demo's last session through the command."
+    from spyresearch.live.engine import of_day
+    from spyresearch.tws.market import LAST
+    s, mb = peak_mb([sys.executable, '-m', 'spyresearch.cli', 'live', '--data', str(root), '--no-report', *options])
+    return s, mb, [o['ms'] for o in of_day(Path(root)/'journal'/'ticks.jsonl', LAST, 'at') if 'forecast' in o]
+
+def network_serves(
+    root, older:int=130, # data folder; sessions of five-minute bars before the 120 of minutes
+) -> str: # the model's id
+    "A folder of the demo up to the day before its last, in which an N-HiTS serves, walked forward once as training walks it."
+    from spyresearch.live.words import walked
+    from spyresearch.models.champions import keep, promote, shelf_in
+    from spyresearch.models.experiment import train
+    from spyresearch.models.networks import kept_in
+    from spyresearch.models.parallel import walk_in
+    from spyresearch.models.touch import Touch
+    from spyresearch.runs import gather
+    from spyresearch.sessions import prev_session
+    from spyresearch.tws.market import LAST
+    from spyresearch.tws.source import Source
+    got = gather(Source(asof=str(prev_session(LAST))), root, deepen=older); p, w = got.panel, got.panel.windows(); walked(p, 'nhits', 0, walk_in(got.store.root))
+    with kept_in(shelf_in(got.store.root)): model = train(p, 'nhits')
+    id = keep(model, p, {}, got.store, got.history.asof, touch=Touch().fit(w, model.sigma(w)))
+    promote(got.store, id, at=got.history.asof); return id
+
+def learned(root) -> tuple: # longest update in seconds, how many, the challenger's id
+    "What the learner did in a session, as its journal has it."
+    from spyresearch.journal import Journal
+    rows = Journal(Path(root)/'journal'/'learning.jsonl').read(); of = lambda kind: [o for o in rows if o['kind'] == kind]
+    if not (of('update') and of('handed') and of('seat')): raise CheckFailed('no challenger came of the session', '; '.join(o['why'] for o in of('fault')) or 'the journal of learning names no fault', 'spy models learned tells what happened')
+    return max(o['longest_s'] for o in of('update')), of('update')[-1]['updates'], of('seat')[-1]['id']
+
+# %% ../nbs/63_bench.ipynb #9d825fcf
+def bench_learning(n):
+    "A session of a network, with and without a learner beside."
+    from importlib.util import find_spec
+    if not find_spec('neuralforecast'): print('learning: not measured, the section deep of requirements.lock is not installed'); return
+    with tempfile.TemporaryDirectory() as d:
+        network_serves(f'{d}/alone'); shutil.copytree(f'{d}/alone', f'{d}/beside')
+        (_, _, still), (took, mb, busy) = lived(f'{d}/alone', '--no-learn'), lived(f'{d}/beside'); longest, updates, _ = learned(f'{d}/beside')
+    def of(rows, part, at): return float(np.quantile([o[part] for o in rows], at))/1e3
+    alone, at = 'the same session, nobody learns', f'while a network is fine-tuned beside without a rest, {len(busy)} minutes'
+    yield row('learning_ticket', f'from the bar to the ticket or silence on record {at}; 99th percentile', [of(busy, 'all', .99)], alone, [of(still, 'all', .99)], .25)
+    yield row('learning_ticket_median', 'the same; median', [of(busy, 'all', .5)], alone, [of(still, 'all', .5)], .1)
+    yield row('learning_forecast', 'its forecast alone; 99th percentile', [of(busy, 'forecast', .99)], alone, [of(still, 'forecast', .99)], 2*of(still, 'forecast', .99))
+    yield row('learning_update', f'the longest of {updates} updates, each of four small steps for every network', [longest], bound=10.)
+    yield row('learning_session', 'the session and the evening after it, its challenger handed over and scored', [took], bound=600.)
+    yield row('learning_memory', 'the same, largest resident memory of all its processes', [mb], unit='MB')
+
 # %% ../nbs/63_bench.ipynb #63bb3661
 def years(
     bars=(), # files: minute bars, five-minute bars; a drawn market without them
@@ -453,7 +506,7 @@ def bench_training(kind, n, *bars):
 # %% ../nbs/63_bench.ipynb #1e1179ee
 BENCHES = dict(start=bench_start, history=bench_history, features=bench_features, minute=bench_minute, flow=bench_flow, days=bench_days, second=bench_second, book=bench_book, forecast=bench_forecast,
                networks=bench_networks, offers=bench_offers, backtest=bench_backtest, session=bench_session, run=bench_run, list=bench_list)
-LONG = dict(walk=bench_walk, live=bench_live) | {o: partial(bench_training, o) for o in ('nhits', 'tft')}
+LONG = dict(walk=bench_walk, live=bench_live, learning=bench_learning) | {o: partial(bench_training, o) for o in ('nhits', 'tft')}
 
 def table(rows) -> str:
     "The rows as text."

@@ -180,7 +180,7 @@ def test_a_session_is_learned_from_and_the_day_stays_the_same_from_history(demo,
 
 
 def test_an_alarm_widens_and_silences_and_the_day_stays_the_same_from_history(demo, folder):
-    alarmed(folder); r = run(lived(demo, folder, '09:15:00', '09:51:00', learns=True, chain=True)); rows = of_day(r.store.journal/'forecasts.jsonl', DAY)
+    alarmed(folder); r = run(lived(demo, folder, '09:15:00', '09:51:00', learns=True)); rows = of_day(r.store.journal/'forecasts.jsonl', DAY)
     assert {o['widen'] for o in rows} == {1.5} and (r.engine.desk.stage.size, r.engine.desk.stage.blocks) == (0., ('not calibrated',)) and any('alarm of 2025-12-03: planted; bands 1.50 times' in o for o in r.said)
     store = run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)); c = certify(store, DAY); assert c.check().n_forecasts == len(rows) == 7 and any('1.50 times as wide' in o for o in c.notes)
     d = on_file(store, DAY); calm = infer.at_once(d.kept, d.panel, d.minute, infer.state_at_open(d.kept, d.panel.days_upto(len(d.panel) - 1)))[2]
@@ -188,7 +188,6 @@ def test_an_alarm_widens_and_silences_and_the_day_stays_the_same_from_history(de
     for o, m, s in zip(rows, d.minute, d.said[0]): # at the same prices, touched no less
         far, near = o['touch'], infer.touch_grid(d.kept.touch, s, int(m), o['px']); np.testing.assert_allclose(far['distances'], near['distances']); gain = np.add(far['up'], far['down']) - near['up'] - near['down']
         assert (gain > -1e-9).all() and gain.max() > .05
-    offered = [o for o in replace(d, careful=Caution()).words()[0] if o.what == 'option p_raw']; assert offered and all(o.live < o.again for o in offered), 'the same offer, declared to gain less often'
     path = store.journal/'learning.jsonl'; path.write_text(path.read_text().replace('"widen": 1.5', '"widen": 1.6')); assert {o.what for o in certify(store, DAY).diffs} >= {'widen', 'q'}
 
 
