@@ -323,10 +323,11 @@ def sheet(
     *body, # markup
     provenance:str='', # of everything in it
     script:str='', # the one that may run
+    lang:str='en', # that it is written in: which glyphs, which voice
 ) -> str: # a whole page
     "A page of its own."
     may = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else ''
-    return f'''<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+    return f'''<!doctype html><html lang="{lang}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:{may}">
 <meta name="color-scheme" content="light dark"><title>{escape(title)}</title>{page.style()}<style>{CSS}</style></head>
 <body>{page.strip(provenance)}<main class="spy">{''.join(map(esc, body))}</main>{f'<script>{script}</script>' if script else ''}</body></html>'''

@@ -208,7 +208,8 @@ def text_page(
     from nbformat.v4 import new_markdown_cell, new_notebook
     text = body(new_notebook(cells=[new_markdown_cell(Path(path).read_text(encoding='utf-8'))]))
     linked = re.sub(r'href="([^"#]+)(#[^"]*)?"', lambda m: f'href="{TEXTS.get(m[1], m[1])}{m[2] or ""}"', text)
-    return sheet(Path(path).stem if not Path(path).stem.startswith('README') else 'spyresearch', *lead, Markup(linked), *more)
+    name = Path(path).name.split('.') # README.zh.md is written in Chinese
+    return sheet(name[0] if name[0] != 'README' else 'spyresearch', *lead, Markup(linked), *more, lang=name[1] if len(name) > 2 else 'en')
 
 STOREYS = Markup('''<style>.house{margin:18px 0;max-width:620px} .house .roof{display:block;width:100%;height:34px} .house a{display:flex;justify-content:space-between;gap:12px;color:inherit;text-decoration:none;border:1px solid var(--line);border-top-width:0;padding:9px 14px;line-height:1.3}
 .house a:hover,.house a:focus{border-color:var(--accent);background:color-mix(in srgb,var(--accent) 9%,transparent)} .house a b{min-width:5.2em} .house a span{flex:1;color:var(--muted);font-size:14px} .house a i{color:var(--muted);font-size:13px;font-style:normal;white-space:nowrap}</style>''')

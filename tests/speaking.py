@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from spyresearch.core import ET, RealClock, stopwatch
+from spyresearch.live.infer import touch_grid
 from spyresearch.live.stream import Publisher
 from spyresearch.models.baselines import EwmaDiurnal
 from spyresearch.models.forecaster import Targets
 from spyresearch.models.targets import HORIZONS, QUANTILES
+from spyresearch.models.touch import Direct
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import next_session, session
 from spyresearch.trade.record import _word
@@ -28,7 +30,7 @@ class Told:
     "The last session of the demo, by the moment."
     provenance = 'simulated:demo'
 
-    def __init__(self, days=30):
+    def __init__(self, days=34):
         tape = open_tape(days=days)
         bars = tape.bars[('TRADES', '1 min')]
         self.day = bars.index[-1].date()
@@ -38,6 +40,7 @@ class Told:
         learn = self.panel.windows()
         learn = learn[np.flatnonzero(learn.day < len(self.panel) - 1)]
         self.model = EwmaDiurnal().fit(learn, Targets.of(learn))
+        self.touch = Direct().fit(learn, self.model.sigma(learn))
         t, q = self.ticks.trades, self.ticks.quotes
         at = np.maximum(np.searchsorted(q.t, t.t, 'right') - 1, 0)
         self.side = np.where(t.px >= q.ask[at], 1, np.where(t.px <= q.bid[at], -1, 0))
@@ -65,12 +68,13 @@ class Told:
         r = self.bars.iloc[i]
         return dict(start=self.start(i), **{k: float(r[k]) for k in ('open', 'high', 'low', 'close', 'volume')}, provisional=False)
 
-    def forecast(self, i):
+    def forecast(self, i, newest=True):
         d = len(self.panel) - 1
         with stopwatch() as w: q = self.model.quantiles(self.panel.windows([d], [i]))[0]
+        grid = touch_grid(self.touch, self.model.sigma(self.panel.windows([d], [i]))[0], i, float(self.bars.close.iloc[i])) if newest else None # a screen shows the newest only
         rows = [list(map(float, r)) if np.isfinite(r).all() else None for r in q]
         return dict(id=f'{self.day}-{i}', origin=self.start(i), px=float(self.bars.close.iloc[i]), model=self.model.name, horizons=[int(h) if h.isdigit() else h for h in HORIZONS], quantile_levels=list(QUANTILES), q=rows,
-                    touch=None, experience=None, row_hash='', provisional=False, ms=1000*w.seconds)
+                    touch=grid, experience=None, row_hash='', provisional=False, ms=1000*w.seconds)
 
     def calibration(self, i):
         "Of the day's forecasts whose time has come."
@@ -83,9 +87,10 @@ class Told:
             if ok.any(): out[str(h)] = dict(cover80=float(np.mean((y >= q[:, 2])[ok] & (y <= q[:, 18])[ok])), n=int(ok.sum()), want=80)
         return dict(horizons=out)
 
-    def at_minute(self, i):
+    def at_minute(self, i, newest=True):
         "What is said when bar `i` has ended."
-        body = [('minute', self.minute(i)), ('forecast', self.forecast(i))]
+        body = [('minute', self.minute(i)), ('forecast', self.forecast(i, newest))]
+        if not newest: return [(k, b, self.end(i)) for k, b in body]
         body += [('calibration', self.calibration(i)), ('words', dict(at=self.end(i), words=self.words if i >= 90 else self.quiet(i)))]
         ms = body[1][1]['ms']
         state = dict(link='connected', feed=dict(level1=['live', ''], depth=['live', ''], trades=['live', ''], chain=['absent', 'no option permission']), day=str(self.day), session=dict(open=self.session.open, close=self.session.close),
@@ -93,7 +98,7 @@ class Told:
         learning = dict(champion='ewma_diurnal', challenger=None, stage='frozen', updates=0, last_update_s=None, loss_champion=None, loss_challenger=None, n_days=0, alarm=None, last_event='')
         return [(k, b, self.end(i)) for k, b in (*body, ('state', state), ('learning', learning))]
 
-    def past(self, i): return [m for j in range(i + 1) for m in self.at_minute(j)[:2]] + self.at_minute(i)[2:]
+    def past(self, i): return [m for j in range(i) for m in self.at_minute(j, False)] + self.at_minute(i)
 
     def at(self, s):
         "What is said at a moment, in seconds after the open: quote, book and trades by price."

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from spyresearch.live.pages import page_command, page_env
@@ -48,7 +49,7 @@ def free():
 def served(folder, tmp_path_factory):
     "`served(kind)`: the address of a page, started as the command does it, with settings of its own."
     made = []
-    def start(kind, seconds=0):
+    def start(kind, seconds=0, cull=None):
         tmp, port = tmp_path_factory.mktemp(kind), free()
         env = page_env(dict(os.environ), folder, seconds, 'en') | {f'JUPYTER_{k}_DIR': str(tmp/k) for k in ('CONFIG', 'DATA', 'RUNTIME')} | {f'JUPYTERLAB_{k}_DIR': str(tmp/k) for k in ('SETTINGS', 'WORKSPACES')}
         notes = tmp/'SETTINGS'/'@jupyterlab'/'apputils-extension'
@@ -58,6 +59,7 @@ def served(folder, tmp_path_factory):
         (top/'nbs'/'runs').mkdir(parents=True)
         shutil.copy(SCREEN, top/'nbs'/'runs')
         cmd = page_command(kind, top, port, token=False, browser=False) + (['--LabApp.expose_app_in_browser=True'] if kind == 'lab' else [])
+        if cull: cmd = [o.replace('timeout=60', f'timeout={cull}').replace('interval=15', 'interval=1') for o in cmd]   # the same rule, sooner
         log = open(tmp/'log.txt', 'w')
         p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, start_new_session=True)
         made.append(p)
@@ -76,6 +78,34 @@ def served(folder, tmp_path_factory):
         except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope='module')
+def web(served):
+    "One page server for what a page lives through."
+    return served('web', cull=12)
+
+
+# A page that can be hidden (a browser run by a program never is) and whose time can be moved on: animation frames wait while it is hidden, as in a background tab
+HANDS = '''(() => { let away = false, skipped = 0; const raf = window.requestAnimationFrame.bind(window), now = performance.now.bind(performance), held = [];
+  Object.defineProperty(document, 'hidden', { get: () => away }); performance.now = () => now() + skipped;
+  window.requestAnimationFrame = (f) => away ? held.push(f) : raf(f);
+  window.skip = (s) => { skipped += 1000 * s; };
+  window.hide = (on) => { away = on; document.dispatchEvent(new Event('visibilitychange')); if (!on) for (const f of held.splice(0)) raf(f); return document.querySelector('.sv').classList.contains('isfrozen'); }; })()'''
+WAITING = "[...document.querySelectorAll('.sv .bqplot *')].reduce((n, o) => n + Object.keys(o.__transition || {}).length, 0)"   # transitions of d3 that have not begun
+# every text against what lies behind it: those with less contrast than WCAG asks of small text
+CONTRAST = '''() => { const ctx = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const rgba = (c) => { ctx.clearRect(0, 0, 1, 1); ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1); const d = ctx.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3] / 255]; };
+  const lum = (c) => [0.2126, 0.7152, 0.0722].reduce((s, k, i) => s + k * ((v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)(c[i] / 255), 0);
+  const behind = (e) => { const all = []; for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 0) all.push(c); if (c[3] === 1) break; } return all.reverse().reduce((b, c) => [0, 1, 2].map((i) => c[i] * c[3] + b[i] * (1 - c[3])), [255, 255, 255]); };
+  const faint = [];
+  for (const e of document.querySelectorAll('.sv header *, .sv .box *, .sv .bar *, .sv .banner, .sv .tag')) {
+    if (![...e.childNodes].some((o) => o.nodeType === 3 && o.textContent.trim()) || !e.getClientRects().length || e.closest('.old, .stylebox')) continue;
+    const a = lum(rgba(getComputedStyle(e).color)), b = lum(behind(e)), c = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (c < 4.5) faint.push([c.toFixed(2), e.className, e.textContent.slice(0, 40)]); }
+  return faint; }'''
+CUT = "[...document.querySelectorAll('.sv .box, .sv .top, .sv .chart, .sv .pill, .sv .bar button')].filter(o => o.getClientRects().length && (o.getBoundingClientRect().right > innerWidth + 1 || o.scrollWidth > o.clientWidth + 2)).map(o => o.className)"
+ORDER = "['.top', '.chart', '.tickets', '.hzbox', '.depthbox', '.foot'].map(s => document.querySelector('.sv ' + s).getBoundingClientRect().top)"
+
+
 SEEN = '''() => { const t = (s) => (document.querySelector(s) || {}).textContent || '', d = (s) => [...document.querySelectorAll(s)].map((o) => o.getAttribute('d') || o.getAttribute('transform') || '').join('|');
   return { price: t('.sv .px'), ladder: t('.sv .depth'), live: d('.sv .chart .bqplot g.stick:nth-last-of-type(-n+2), .sv .chart .bqplot g.stick path'), fan: d('.sv .chart .bqplot path.area, .sv .chart .bqplot .curve path'),
     sticks: document.querySelectorAll('.sv .chart .bqplot g.stick').length, nodes: document.querySelectorAll('.sv *').length, heap: performance.memory ? performance.memory.usedJSHeapSize : 0, tags: document.querySelectorAll('.sv .tag').length,
@@ -84,15 +114,17 @@ SEEN = '''() => { const t = (s) => (document.querySelector(s) || {}).textContent
 
 class Watcher:
     "A page, what it said on its console, and where its pictures go."
-    def __init__(self, browser, url, out, size=(1600, 1000)):
+    def __init__(self, browser, url, out, size=(1600, 1000), script=''):
         self.page, self.said, self.out = browser.new_page(viewport=dict(width=size[0], height=size[1])), [], out
+        if script: self.page.add_init_script(script)
         self.page.on('console', lambda m: self.said.append(m.text) if m.type == 'error' else None)
         self.page.on('pageerror', lambda e: self.said.append(f'page error: {e}'))
-        self.page.goto(url)
+        self.page.goto(url, timeout=90000)
     errors = property(lambda self: [o for o in self.said if not any(a in o for a in ALLOWED)])
     def look(self): return self.page.evaluate(SEEN)
     def shot(self, name): self.page.screenshot(path=self.out/f'{name}.png')
     def until(self, js, s=30): self.page.wait_for_function(js, timeout=1000*s)
+    def lives(self, s=90): self.until("document.querySelectorAll('.sv .tag').length > 2 && document.querySelectorAll('.sv .chart .bqplot g.stick').length > 100 && !document.querySelector('.sv .banner') && !document.querySelector('.sv.isfrozen')", s)
     def built(self):
         "Wait until the page is whole, so that what grows after it is growth."
         for _ in range(20):
@@ -122,25 +154,70 @@ def check_lives(w, changes=('price', 'live', 'ladder')):
     return first, last
 
 
-def test_the_page_lives_goes_stale_and_comes_back(browser, engine, served, pictures):
-    url, server = served('web')
+def kernels(server): return [o for o in psutil.Process(server.pid).children(recursive=True) if 'ipykernel' in ' '.join(o.cmdline())]
+
+
+def test_a_page_that_was_hidden_stopped_or_left_without_its_kernel(browser, engine, web, pictures):
+    url, server = web
+    w = Watcher(browser, url, pictures, script=HANDS)
+    w.lives()
+    # in the background: nothing is sent, nothing piles up, and on the way back nothing old is shown as current
+    w.page.evaluate('void hide(true)')
+    w.page.wait_for_timeout(800)
+    price, waiting = w.look()['price'], w.page.evaluate(WAITING)
+    w.page.wait_for_timeout(2000)   # eight seconds of market
+    assert w.look()['price'] == price and w.page.evaluate(WAITING) <= waiting < 500
+    w.page.evaluate('skip(7)')
+    assert w.page.evaluate('hide(false)'), 'grey from the first moment, before anything new has come'
+    w.page.wait_for_function(f"(old) => ({SEEN})().price !== old && !document.querySelector('.sv.isfrozen')", arg=price, timeout=20000)
+    assert w.page.evaluate(WAITING) <= waiting + 60
+    # a kernel that stands still for a while: the page says so, and goes on by itself
+    kernel, = kernels(server)
+    kernel.suspend()
+    w.page.evaluate('skip(7)')
+    w.until("/no longer hears its kernel/.test(document.querySelector('.sv.isfrozen .frozen')?.textContent || '')", 20)
+    kernel.resume()
+    w.lives(30)
+    # a kernel that is gone: the page opens itself again
+    w.page.evaluate("window.before = true")
+    kernel.kill()
+    w.page.wait_for_timeout(300)
+    w.page.evaluate('skip(20)')
+    w.until("window.before === undefined", 40)
+    w.lives()
+    assert w.page.evaluate('document.querySelector(".sv").lang') == 'en' and not [o for o in w.said if o.startswith('page error') and 'Cannot send' not in o]   # the page's own widgets speak to a dead kernel
+    w.page.close()
+
+
+def test_the_page_lives_goes_stale_and_comes_back(browser, engine, web, pictures):
+    url, server = web
     w = Watcher(browser, url, pictures)
     first, _ = check_lives(w)
+    end = time.monotonic() + 40   # a page that was closed gives its kernel back
+    while len(kernels(server)) > 1 and time.monotonic() < end: w.page.wait_for_timeout(500)
+    assert len(kernels(server)) == 1
+    assert w.page.evaluate(CONTRAST) == []
     w.shot('web-dark')
     assert 'SIMULATED' in w.page.inner_text('.sv .watermark') and w.page.query_selector('.sv .banner') is None
     # the forecast changes with the minute, which comes within a quarter of a minute
     w.page.wait_for_function(f"(old) => ({SEEN})().fan !== old", arg=first['fan'], timeout=45000)
     w.page.focus('.sv')
+    assert w.page.query_selector('.sv .touchbox.shut')
+    w.page.keyboard.press('t')
+    w.until("document.querySelectorAll('.sv .touchbox:not(.shut) td').length >= 6", 10)
     for key, name in (('l', 'web-light'), ('3', 'web-day')):
         w.page.keyboard.press(key)
         w.page.wait_for_timeout(700)
         w.shot(name)
     assert w.page.query_selector('.sv.light')
+    assert w.page.evaluate(CONTRAST) == []
     w.page.keyboard.press('l')
     w.page.set_viewport_size(dict(width=420, height=900))
     w.page.wait_for_timeout(700)
     w.shot('web-narrow')
     assert w.page.evaluate("document.querySelector('.sv').scrollWidth <= document.querySelector('.sv').clientWidth + 1")
+    assert w.page.evaluate(CUT) == [] and (order := w.page.evaluate(ORDER)) == sorted(order)
+    w.page.keyboard.press('t')
     w.page.set_viewport_size(dict(width=1366, height=768))
     engine.running[0].kill()
     w.until("/NOT CURRENT/.test((document.querySelector('.sv .banner') || {}).textContent || '') && document.querySelector('.sv .px.old')", 20)

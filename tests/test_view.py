@@ -1,5 +1,6 @@
 """The view of the live screen: whatever an engine says, what is shown is sound, and an old price is never called current."""
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,77 @@ def test_text_from_outside_never_becomes_markup(kind, leaf):
     assert '<img' not in html
 
 
+def test_prices_and_distances_move_each_second_and_the_forecast_each_minute(hours):
+    "Between two bars: every second another book or price, the distance to the trigger with it, and the same forecast."
+    s, d, seen = v.State(), told(), []
+    for m in hours[:-9]: s.fold(m)
+    for sec in range(7261, 7320):
+        for m in d.at(float(sec)): s.fold(said(*m))
+        now, px = v.market_now(s, None), s.newest('quote')['last']
+        words = [c.now for c in v.cards(s.newest('words'), now, px, now)]
+        assert v.freshness(s, now).live and v.head(s, v.candles(s), now).px == px == v.candles(s)[-1, 4] and f'{px:.2f}' in words[0] + words[1]
+        seen.append((px, str(v.ladder(s.newest('book'))), tuple(words), now, v.chart(s).fan.median.tobytes()))
+    def moved(k): return sum(a[k] != b[k] for a, b in zip(seen, seen[1:]))
+    assert moved(1) > 40 and moved(0) > 20 and moved(2) >= moved(0) and moved(3) == 58 and moved(4) == 0, [moved(k) for k in range(5)]   # in some seconds nobody trades
+    for m in d.at_minute(121): s.fold(said(*m))
+    assert v.chart(s).fan.median.tobytes() != seen[-1][4]
+
+
+def test_a_trigger_counts_when_the_price_is_there_and_not_with_the_next_bar():
+    s, d = v.State(), told()
+    for m in d.past(90): s.fold(said(*m))
+    option = next(o for o in d.words if o['kind'] == 'option')
+    state = lambda now, px: [c.badge for c in v.cards(s.newest('words'), now, px, now, bars=v.candles(s)) if c.kind == 'option'][0]
+    at, level = d.end(90) + pd.Timedelta(minutes=1), option['trigger_px']
+    s.fold(said('quote', dict(at=at, last=level - .3, bid=level - .31, ask=level - .29), at))
+    assert state(at, level - .3) == 'armed' and state(at, None) == 'unknown' and state(at, level) == 'limit'
+    s.fold(said('quote', dict(at=at + pd.Timedelta(seconds=1), last=level + .01, bid=level, ask=level + .02), at))
+    s.fold(said('quote', dict(at=at + pd.Timedelta(seconds=2), last=level - .2, bid=level, ask=level + .02), at))
+    assert state(at + pd.Timedelta(seconds=2), level - .2) == 'limit', 'it has been there'
+    assert state(at + pd.Timedelta(hours=4), level) == 'missed'
+
+
+def test_touches_are_counted_from_their_bar_and_a_settled_pair_says_so(state):
+    now, f = v.market_now(state, NOON), state.newest('forecast')
+    t = v.touches(state)
+    assert t.px == f['px'] and [m for m, _ in t.times] == f['touch']['minutes'] and t.times[-1][1] == '16:00' and t.at == '11:31'
+    for up, down, chances, _ in t.rows:
+        assert up > t.px > down and all(0 <= a + b <= 1 + 1e-9 for a, b in chances) and [a + b for a, b in chances] == sorted(a + b for a, b in chances)
+    low, high = state.forming['low'], state.forming['high']
+    assert all((done in (1, 2)) == (high >= up) and (done in (-1, 2)) == (low <= down) for up, down, _, done in t.rows)
+    s = v.State()
+    for m in told().past(60): s.fold(said(*m))
+    s.fold(said('quote', dict(at=told().end(60) + pd.Timedelta(seconds=5), last=v.touches(s).rows[0][0] + .001), now))
+    first = v.touches(s).rows[0]
+    html = p.touching(v.touches(s))
+    assert first[3] == 1 and f'{first[0]:.2f} reached since' in html and html.count('<td') == 5*5 + 1
+    s.fold(said('forecast', f | dict(touch=None), now))
+    assert v.touches(s) is None and TEXT['en']['no_touch'] in p.touching(v.touches(s))
+
+
+def test_without_a_model_there_is_a_reason_and_no_number():
+    from spyresearch.core import FixedClock
+    from spyresearch.live.dash import Dash
+    for lang, word in (('en', 'model expired'), ('zh', '模型已过期')):
+        s, dash = v.State(), Dash(lang, clock=FixedClock(NOON))
+        s.fold(said('minute', told().minute(3), told().end(3))).fold(said('calibration', dict(horizons={'5': dict(cover80=.2, n=300)}), NOON)).fold(said('state', dict(reason='model expired', fault='it ended'), NOON))
+        dash.act(dict(t='key', key='t'))
+        dash.show(s, NOON, v.freshness(s, NOON))
+        for k in ('horizons', 'touch', 'calibration'):
+            assert word in dash.html[k].value and 'it ended' in dash.html[k].value and '20 %' not in dash.html[k].value, k
+        s.fold(said('state', dict(alarm='2025-12-01: lost more'), NOON)).fold(said('learning', dict(champion='a', n_days=0), NOON))
+        dash.show(s, NOON, v.freshness(s, NOON))
+        assert '20 %' in dash.html['calibration'].value and '2025-12-01: lost more' in dash.html['calibration'].value and TEXT[lang]['narrow'] in dash.html['top'].value and TEXT[lang]['alarm'] in dash.html['top'].value
+
+
+@quick
+@given(st.floats(0, 1), st.integers(0, 400), st.sampled_from([5, 15, 30, 60]))
+def test_no_verdict_on_bands_without_outcomes_that_count(share, n, h):
+    got = fan.held(share, n, h)
+    assert (got == 'few') == (n/h < fan.APART)
+    if got == 'narrow': assert share < .8 and fan.held(0., n, h) == 'narrow'
+
+
 def test_both_languages_say_everything(state):
     assert TEXT['en'].keys() == TEXT['zh'].keys()
     now = v.market_now(state, NOON)
@@ -148,6 +220,9 @@ def test_both_languages_say_everything(state):
         html = ''.join((p.topbar(v.head(state, v.candles(state), now), v.ladder(state.newest('book')), v.freshness(state, now), state, 30., lang), p.banner(v.Fresh('stale', 60., 'engine silent'), lang),
             p.tickets(v.cards(state.newest('words'), now, 600., now, lang), lang), p.horizons(fan.aheads(state.newest('forecast')), state.newest('forecast'), lang), p.feeds(state.newest('state'), now, state, lang)))
         assert 'SIMULATED' in html
-        assert ('非实时' in html) == (lang == 'zh')
+        assert ('非实时' in html) == (lang == 'zh') and ('模拟行情' in html) == (lang == 'zh')
+        html += p.calibration(v.health(state), v.chart(state).ribbon, lang) + p.learning(state.newest('learning'), lang) + p.touching(v.touches(state), lang=lang) + p.latency(state.newest('state'), (1., 2.), 3, 0, lang) + p.depth(v.ladder(None), v.Fresh('live'), lang)
+        names = re.sub('SPY|SIMULATED|ewma_diurnal|USD|ms|[0-9a-f]{12}|<[^>]*>|p50|p99', ' ', html)
+        assert lang == 'en' or set(re.findall('[A-Za-z]{2,}', names)) <= {'K'}, 'English words on a Chinese screen'
 
 

@@ -57,15 +57,15 @@ PLACE = r'''
 const uid = () => Math.random().toString(36).slice(2);
 const el_ = (cls, parent) => { const o = document.createElement('div'); o.className = cls; parent.appendChild(o); return o; };
 async function render({ model, el }) {
-  const page = uid(), say = (t, more) => model.send({ page, t, ...more });
+  const page = uid(), say = (t, more) => { try { model.send({ page, t, ...more }); } catch (e) { if (!/send/i.test(e.message)) throw e; } };
   const scale = async (name) => model.widget_manager.get_model(model.get(name).slice(10));
   const sx = await scale('x_scale'), sy = await scale('y_scale');
-  let heard = performance.now(), gone = false, root, fig, over, hair, tags, legend, frozen;
+  let heard = performance.now(), returned = -1e9, gone = false, asking = false, root, fig, over, hair, tags, legend, frozen;
   const attach = () => {
     root = el.closest('.sv'); fig = root && root.querySelector('.chart .bqplot');
     if (!fig || fig.querySelector('.aid')) return !!fig;
     over = el_('aid', fig); hair = ['v', 'h', 'hp', 'tm'].map((o) => el_('hair ' + o, over)); tags = el_('tags', over); legend = el_('legend', over);
-    frozen = el_('frozen', root); frozen.setAttribute('role', 'alert'); root.tabIndex = 0;
+    frozen = el_('frozen', root); frozen.setAttribute('role', 'alert'); root.tabIndex = 0; root.lang = model.get('lang');
     root.addEventListener('keydown', key); fig.addEventListener('mousemove', move); fig.addEventListener('mouseleave', leave);
     fig.addEventListener('wheel', wheel, { passive: false }); fig.addEventListener('mousedown', down); draw(); return true;
   };
@@ -103,7 +103,7 @@ HANDS = r'''
   const key = (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || /INPUT|TEXTAREA|SELECT/.test(e.target.tagName)) return;
     const k = { '=': '+' }[e.key] || (e.key.length === 1 ? e.key.toLowerCase() : e.key);
-    if ('123fl+-'.includes(k) || k === 'ArrowLeft' || k === 'ArrowRight') { say('key', { key: k }); e.preventDefault(); e.stopPropagation(); }
+    if ('123flt+-'.includes(k) || k === 'ArrowLeft' || k === 'ArrowRight') { say('key', { key: k }); e.preventDefault(); e.stopPropagation(); }
   };
   const wheel = (e) => { if (!e.ctrlKey && !root.contains(document.activeElement)) return; e.preventDefault(); later('zoom', { factor: e.deltaY > 0 ? 1.2 : 1 / 1.2, at: back(box(), e.clientX - box().r.left) }); };
   let waiting = null; const later = (t, m) => { const first = !waiting; waiting = [t, m]; if (first) requestAnimationFrame(() => { const [a, b] = waiting; waiting = null; say(a, b); }); };
@@ -117,14 +117,23 @@ HANDS = r'''
 # %% ../../nbs/live/38_chartaid.ipynb #8109bfdf
 LIFE = r'''
   const prune = () => root && root.querySelectorAll('.bqplot *').forEach((n) => { const t = n.__transition; if (!t) return; Object.keys(t).map(Number).sort((a, b) => a - b).slice(0, -1).forEach((i) => { t[i].timer && t[i].timer.stop(); delete t[i]; }); });
-  const painted = () => { heard = performance.now(); const seq = model.get('seq'); requestAnimationFrame(() => requestAnimationFrame(() => !gone && say('ack', { seq }))); };
+  const painted = () => { heard = performance.now(); if (root && root.classList.contains('isfrozen')) cover(); const seq = model.get('seq'); requestAnimationFrame(() => requestAnimationFrame(() => !gone && say('ack', { seq }))); };
+  const again = async () => {
+    if (asking || !document.body.dataset.voila || Date.now() - (sessionStorage.getItem('sv-again') || 0) < 60000) return;
+    asking = true;
+    try { await fetch(document.body.dataset.baseUrl + 'static/none', { cache: 'no-store' }); sessionStorage.setItem('sv-again', Date.now()); location.reload(); } catch (e) { asking = false; }
+  };
+  const cover = () => {
+    if (model.get('ended')) { if (frozen) frozen.textContent = ''; return; }
+    const now = performance.now(), silent = now - heard, old = silent > 6000;
+    if (silent > 15000 && now - returned > 6000) again();
+    if (frozen) { frozen.textContent = old && now - returned > 1500 ? model.get('frozen') : ''; root.classList.toggle('isfrozen', old); }
+  };
   const tick = () => {
     if (document.hidden) return prune();
-    attach(); say('here');
-    const old = !model.get('ended') && performance.now() - heard > 6000;
-    if (frozen) { frozen.textContent = old ? model.get('frozen') : ''; root.classList.toggle('isfrozen', old); }
+    attach(); say('here'); cover();
   };
-  const seen = () => { heard = performance.now(); if (document.hidden) say('hidden'); else tick(); };
+  const seen = () => { if (document.hidden) say('hidden'); else { returned = performance.now(); tick(); } };
   model.on('change:seq', painted); model.on('change:tags', draw); sx.on('change', draw); sy.on('change', draw);
   document.addEventListener('visibilitychange', seen); addEventListener('resize', draw);
   const timer = setInterval(tick, 1000); for (const ms of [0, 100, 400]) setTimeout(tick, ms);
@@ -138,9 +147,9 @@ SCRIPT = PLACE + HAIR + HANDS + LIFE
 STYLE = '''
 .sv .bqplot{position:relative} .sv .aid{position:absolute;inset:0;pointer-events:none;z-index:3;overflow:hidden;font-size:11px} .sv .hair{position:absolute;display:none} .sv .hair.v{width:0;border-left:1px dashed var(--sv-muted)} .sv .hair.h{height:0;border-top:1px dashed var(--sv-muted)}
 .sv .hair.hp,.sv .hair.tm,.sv .tag{background:var(--sv-line);color:var(--sv-ink);border-radius:3px;padding:0 4px;line-height:16px;font-weight:600;white-space:nowrap} .sv .hair.hp,.sv .tag{position:absolute;transform:translateY(-50%)} .sv .tag::before{content:attr(title);position:absolute;right:calc(100% + 6px);font-weight:500;font-size:10px;color:var(--sv-muted);background:none} .sv .hair.tm{transform:translateX(-50%)}
-.sv .tag.up{background:var(--sv-up);color:#fff} .sv .tag.down{background:var(--sv-down);color:#fff} .sv .tag.amber{background:var(--sv-amber);color:#1b1405} .sv .tag.old{background:var(--sv-muted);color:var(--sv-panel);text-decoration:line-through}
-.sv .legend{position:absolute;left:12px;top:6px;color:var(--sv-muted);white-space:pre} .sv .frozen:empty{display:none} .sv .frozen{position:absolute;left:8px;right:8px;top:8px;z-index:9;background:var(--sv-down);color:#fff;font-size:17px;font-weight:700;padding:14px;border-radius:6px}
-.sv.isfrozen .chart,.sv.isfrozen .side,.sv.isfrozen .top{opacity:.35;filter:grayscale(1)} .sv:focus{outline:none} .sv:focus-visible .chart{border-color:var(--sv-accent)}
+.sv .tag.up{background:var(--sv-up);color:var(--sv-panel)} .sv .tag.down{background:var(--sv-down);color:var(--sv-panel)} .sv .tag.amber{background:var(--sv-amber);color:var(--sv-panel)} .sv .tag.old{background:var(--sv-muted);color:var(--sv-panel);text-decoration:line-through}
+.sv .legend{position:absolute;left:12px;top:6px;color:var(--sv-muted);white-space:pre} .sv .frozen:empty{display:none} .sv .frozen{position:absolute;left:8px;right:8px;top:8px;z-index:9;background:var(--sv-down);color:var(--sv-panel);font-size:17px;font-weight:700;padding:14px;border-radius:6px}
+.sv.isfrozen .main>*,.sv.isfrozen .side>*,.sv.isfrozen .top{opacity:.35;filter:grayscale(1)} .sv:focus{outline:none} .sv:focus-visible .chart{border-color:var(--sv-accent)}
 '''
 
 # %% ../../nbs/live/38_chartaid.ipynb #7d3f9251
@@ -154,6 +163,7 @@ class ChartAid(anywidget.AnyWidget):
     x_scale = traitlets.Unicode().tag(sync=True)
     y_scale = traitlets.Unicode().tag(sync=True)
     frozen = traitlets.Unicode().tag(sync=True) # what to say when the kernel is silent
+    lang = traitlets.Unicode('en').tag(sync=True) # of what is written on the page
     ended = traitlets.Bool(False).tag(sync=True)
 
 @patch

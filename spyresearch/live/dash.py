@@ -24,6 +24,7 @@ from .axes import panned, sound, window_of, zoomed
 from .chartaid import ChartAid, Gate
 from .fan import aheads, ribbon
 from .phrases import TEXT
+from ..trade.tickets import words_of
 
 # %% ../../nbs/live/48_dash.ipynb #ad7e0da4
 FAR = -1e5 # a place where nothing is seen
@@ -45,7 +46,7 @@ def shown(x, *ys, n=0):
     return (np.array([FAR, FAR + 1]), *(np.ones(2) for _ in ys)) if len(x) <= n else (np.asarray(x, float), *(np.asarray(y, float) for y in ys))
 
 # %% ../../nbs/live/48_dash.ipynb #dcb017ae
-MARGIN, LINES = dict(top=26, bottom=24, left=8, right=62), 8 # pixels of the figure; level lines at most
+MARGIN, LINES = dict(top=26, bottom=24, left=18, right=62), 8 # pixels of the figure; level lines at most
 
 def make_marks() -> SimpleNamespace:
     "Every mark of the chart, with nothing to show yet."
@@ -72,7 +73,7 @@ def make_figure(m:SimpleNamespace) -> bq.Figure:
 CHART_CSS = '''<style>.sv .bqplot .axis text,.sv .bqplot text{fill:var(--sv-muted)!important;font:11px Inter,"Segoe UI",Roboto,Arial,sans-serif!important} .sv .bqplot .axis path.domain{stroke:none!important} .sv .bqplot .tick line{stroke:var(--sv-line)!important;stroke-opacity:.7} .sv .bqplot .plotarea_background{fill:none!important}
 .sv g.stick[style*="--sv-up"] path,.sv g.stick[style*="--sv-up"]{stroke:var(--sv-up)!important} .sv g.stick[style*="--sv-down"] path,.sv g.stick[style*="--sv-down"]{stroke:var(--sv-down)!important} .sv .stick_body{shape-rendering:crispEdges} .sv .bqplot{width:100%!important}
 .jp-OutputArea-child:has(.sv) .jp-OutputPrompt{display:none} html:has(body.jp-Notebook),body.jp-Notebook,body.jp-Notebook>div{background:#0b0e14!important} body.jp-Notebook{padding:0!important} body.jp-Notebook .jp-Cell:not(:has(.sv)){display:none} body.jp-Notebook .jp-Cell{padding:0!important} .sv .widget-box{overflow:visible} .sv .stylebox{display:none}</style>'''
-NAMES = ('top', 'banner', 'watermark', 'depth', 'trades', 'tickets', 'horizons', 'calibration', 'learning', 'feeds', 'latency', 'title')
+NAMES = ('top', 'banner', 'watermark', 'depth', 'trades', 'tickets', 'horizons', 'touch', 'calibration', 'learning', 'feeds', 'latency', 'title')
 
 class Dash:
     "The screen. `gate` says when it may be changed; `show` changes it."
@@ -83,10 +84,10 @@ class Dash:
         clock=None,
     ):
         self.lang, self.light, self.ahead, self.clock, self.gate = lang, light, ahead, clock or RealClock(), Gate()
-        self.window, self.span, self.y, self.drawn, self.full, self.stopped, self.last, self.push_ms, self.quote = '2h', None, None, {}, True, '', None, deque(maxlen=200), (0, 0.)
+        self.window, self.span, self.y, self.drawn, self.full, self.stopped, self.last, self.push_ms, self.quote, self.touch = '2h', None, None, {}, True, '', None, deque(maxlen=200), (0, 0.), False
         self.m = make_marks(); self.fig = make_figure(self.m)
         self.html = {k: w.HTML() for k in NAMES}
-        self.aid = ChartAid(x_scale=f'IPY_MODEL_{self.m.scales.x.model_id}', y_scale=f'IPY_MODEL_{self.m.scales.y.model_id}', margin=MARGIN, frozen=TEXT[lang]['frozen'])
+        self.aid = ChartAid(x_scale=f'IPY_MODEL_{self.m.scales.x.model_id}', y_scale=f'IPY_MODEL_{self.m.scales.y.model_id}', margin=MARGIN, frozen=TEXT[lang]['frozen'], lang=lang)
         self.aid.listen(self.gate, self.act, self.back, self.clock)
         self.widget = self._page()
     def back(self): self.full = True
@@ -99,11 +100,12 @@ def boxed(cls, *children): o = w.Box(children); o.add_class(cls); return o
 def _page(self:Dash):
     "Everything in its place."
     t, h = TEXT[self.lang], self.html
-    self.buttons = {k: w.Button(description=text, tooltip=t['keys']) for k, text in (('1', t['hour']), ('2', t['two']), ('3', t['full']), ('f', t['follow']), ('l', t['light']))}
+    self.buttons = {k: w.Button(description=text, tooltip=t['keys']) for k, text in (('1', t['hour']), ('2', t['two']), ('3', t['full']), ('f', t['follow']), ('t', t['touch_key']), ('l', t['light']))}
     for k, b in self.buttons.items(): b.on_click(lambda _, k=k: self.act(dict(t='key', key=k)))
     chart = boxed('chart', boxed('bar', h['title'], *self.buttons.values()), self.fig, h['watermark'], self.aid)
-    h['title'].add_class('title'); h['tickets'].add_class('tickets')
-    main = boxed('main', chart, h['horizons'], boxed('foot', h['calibration'], h['learning'], h['feeds'], h['latency']))
+    for k, cls in dict(title='title', tickets='tickets', horizons='hzbox', touch='touchbox', depth='depthbox', trades='tradesbox').items(): h[k].add_class(cls)
+    h['touch'].add_class('shut')
+    main = boxed('main', chart, h['horizons'], h['touch'], boxed('foot', h['calibration'], h['learning'], h['feeds'], h['latency']))
     root = boxed('sv', w.HTML(p.CSS + CHART_CSS), h['top'], h['banner'], boxed('grid', main, boxed('side', h['tickets'], h['depth'], h['trades'])))
     root.children[0].add_class('stylebox')
     if self.light: root.add_class('light')
@@ -113,7 +115,7 @@ def _page(self:Dash):
 @patch
 def _buttons(self:Dash):
     "Which buttons are on."
-    on = {{'1h': '1', '2h': '2', 'day': '3'}[self.window]: self.span is None, 'f': self.span is None, 'l': self.light}
+    on = {{'1h': '1', '2h': '2', 'day': '3'}[self.window]: self.span is None, 'f': self.span is None, 't': self.touch, 'l': self.light}
     for k, b in self.buttons.items(): (b.add_class if on.get(k) else b.remove_class)('on')
 
 # %% ../../nbs/live/48_dash.ipynb #64670014
@@ -128,12 +130,13 @@ def act(self:Dash,
     elif k == 'f': self.span = None
     elif k == 'l':
         self.light = not self.light; (self.widget.add_class if self.light else self.widget.remove_class)('light')
+    elif k == 't': self.touch = not self.touch; (self.html['touch'].remove_class if self.touch else self.html['touch'].add_class)('shut')
     elif k in ('+', '-'): self.span = zoomed(x, 1/1.3 if k == '+' else 1.3)
     elif k in ('ArrowLeft', 'ArrowRight'): self.span = panned(x, (-.1 if k == 'ArrowLeft' else .1)*(x[1] - x[0]))
     elif m['t'] == 'zoom': self.span = zoomed(x, float(m['factor']), float(m['at']))
     elif m['t'] == 'pan': self.span = panned(x, float(m['bars']))
     self.y = None; self._buttons()
-    if self.last: self._chart(*self.last[1:])
+    if self.last: self._chart(*self.last[1:]); self._touch(*self.last[1:])
 
 # %% ../../nbs/live/48_dash.ipynb #1b441a28
 @patch
@@ -145,7 +148,7 @@ def show(self:Dash,
     "Change what has changed."
     if self.full: self.drawn, self.full = {}, False
     with stopwatch() as watch:
-        self._text(state, now, fresh, lost); self._cards(state, now, fresh); self._chart(state, fresh)
+        self._text(state, now, fresh, lost); self._cards(state, now, fresh); self._chart(state, fresh); self._touch(state, fresh)
         self.aid.seq = self.gate.push(self.clock.monotonic())
     self.push_ms.append(1000*watch.seconds)
 
@@ -157,15 +160,26 @@ def _text(self:Dash, state, now, fresh, lost):
     ms = sorted(self.gate.ms); pixels = (ms[len(ms)//2], ms[int(.95*(len(ms) - 1))]) if ms else (None, None)
     h['top'].value = p.topbar(head, book, fresh, state, pixels[0], lang)
     h['banner'].value = p.banner(fresh, lang, bool(self.stopped)) if self.stopped in ('', 'end') else p.tag('div', self.stopped, cls='banner stale', role='alert')
-    h['watermark'].value = p.watermark(state.provenance)
+    h['watermark'].value = p.watermark(state.provenance, lang)
     h['depth'].value = p.depth(book, fresh, lang); h['trades'].value = p.trades(v.by_price(state.newest('trades'), head.px), head.px, fresh, lang)
     if self._due('slow', int(self.clock.monotonic()), fresh.level):
         h['feeds'].value = p.feeds(state.newest('state'), now, state, lang); h['latency'].value = p.latency(state.newest('state'), pixels, self.gate.seq, lost, lang)
         h['learning'].value = p.learning(state.newest('learning'), lang)
-    if self._due('forecast', state.count['forecast'], state.count['minute'], state.count['calibration']):
-        h['horizons'].value = p.horizons(aheads(f), f, lang)
-        h['calibration'].value = p.calibration(state.newest('calibration'), ribbon(state.listed('forecast'), v.candles(state, False), self.ahead), lang)
-        h['title'].value = p.tag('span', TEXT[lang]['chart'], ' · ', TEXT[lang]['bands'], ' · ', TEXT[lang]['past'].format(h=self.ahead), title=TEXT[lang]['keys'])
+    health, why = v.health(state), self._why(state)
+    if self._due('forecast', state.count['forecast'], state.count['minute'], health, why, fresh.live):
+        h['horizons'].value = p.horizons([] if why else aheads(f), f, lang, why, fresh.live)
+        h['calibration'].value = p.calibration(health, ribbon(state.listed('forecast'), v.candles(state, False), self.ahead), lang, why)
+        h['title'].value = p.tag('span', TEXT[lang]['chart'], p.tag('span', ' · ', TEXT[lang]['bands'], ' · ', TEXT[lang]['past'].format(h=self.ahead), cls='more'), title=TEXT[lang]['keys'])
+
+@patch
+def _why(self:Dash, state) -> str: why = v.reason(state, self.lang); return why and TEXT[self.lang]['no_model'].format(reason=why.rstrip('.。'))
+
+@patch
+def _touch(self:Dash, state, fresh):
+    "The grid of touches, where somebody has asked for it."
+    if not self.touch: return
+    t, why = v.touches(state), self._why(state)
+    if self._due('touch', state.count['forecast'], t and [o[3] for o in t.rows], why, fresh.live): self.html['touch'].value = p.touching(None if why else t, why, self.lang, fresh.live)
 
 @patch
 def _due(self:Dash, part, *what) -> bool:
@@ -181,7 +195,7 @@ def _cards(self:Dash, state, now, fresh):
     q = state.newest('quote') or {}
     px, at = (q.get('last'), now) if fresh.live else (None, None)
     if not self._due('cards', state.count['words'], px, fresh.live, f'{now:%H:%M}'): return
-    self.tickets = v.cards(state.newest('words'), now, px, at, self.lang)
+    self.tickets = v.cards(state.newest('words'), now, px, at, self.lang, v.candles(state))
     self.html['tickets'].value = p.tag('div', p.tickets(self.tickets, self.lang), cls='stackbox')
 
 @patch
@@ -216,8 +230,9 @@ def _live(self:Dash, c, fresh):
     colours = [f"var(--sv-{'muted' if tone(o) == 'old' else tone(o)})" for o in lines]
     if self._due('lines', y.tobytes(), c.x, colours):
         with m.lines.hold_sync(): m.lines.x, m.lines.y, m.lines.colors = np.array(c.x), y, colours + ['var(--sv-muted)']*(LINES - len(lines))
-    t = TEXT[self.lang]
-    self.aid.tags = [[f'{o[1]:.2f}', tone(o), float(o[1]), float(o[3]), t.get(o[0], o[0])] for o in lines]
+    t, kinds, several = TEXT[self.lang], words_of(self.lang)['kinds'], len({o[3] for o in lines if o[3]}) > 1
+    name = lambda o: ' '.join([kinds.get(o[3])]*(several and bool(o[3])) + [t.get(o[0], o[0])]) # whose it is, where there are two
+    self.aid.tags = [[f'{o[1]:.2f}', tone(o), float(o[1]), float(o[4]), name(o)] for o in lines]
 
 # %% ../../nbs/live/48_dash.ipynb #0fa7f7f6
 @patch
