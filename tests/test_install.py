@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,3 +148,23 @@ def test_what_runs_is_not_pulled_away(used):
     try: code, _, err = done(used, 'remove', '--yes')
     finally: p.kill(); p.wait()
     assert code == 3 and f'{p.pid}: bin/python 60' in err and (used/'.venv'/'bin'/'python').exists()
+
+
+def test_the_command_inside_hands_on_to_the_launcher(monkeypatch, capsys):
+    "`spy remove` and `spy doctor` are the launcher's; the doctor asks what answers, and fails with exit status 1."
+    from spyresearch import cli
+    its, given = cli._launcher(), []
+    assert {'remove', 'examine', 'show'} <= its.keys()
+    def spy(*args): return cli.outcome(lambda: cli.app([*args], standalone_mode=False))
+    monkeypatch.setattr(cli, '_launcher', lambda: its | dict(remove=lambda args: given.append(args), examine=lambda: [('OK', 'Python', ''), ('WARN', 'old', 'renew it')]))
+    spy('remove', 'data', '--yes')
+    assert given == [['data', '--yes']]
+    monkeypatch.delenv('SPY_TWS', raising=False)
+    assert spy('doctor') == 0 and 'WARN  old\n      renew it' in (out := capsys.readouterr().out) and 'commands run on the demo' in out
+    monkeypatch.setattr('spyresearch.tws.link.announced', lambda *a: 'tws-paper')
+    assert spy('doctor', '--tws', '127.0.0.1:7497') == 0 and 'OK    127.0.0.1:7497 answers: its data are tws-paper' in capsys.readouterr().out
+    monkeypatch.undo(); monkeypatch.setattr(cli, '_launcher', lambda: its | dict(examine=lambda: []))
+    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
+    assert spy('doctor', '--tws', f'127.0.0.1:{port}') == 1
+    said = capsys.readouterr()
+    assert f'FAIL  nothing listens at 127.0.0.1:{port}' in said.out and '1 of these fail' in said.err

@@ -119,7 +119,7 @@ def test_the_whole_run_finds_the_planted_edge(tmp_path):
 
 
 def test_the_whole_run_is_silent_without_it(tmp_path):
-    t, said, page = whole_run(tmp_path, 0., 100)
+    t, said, page = whole_run(tmp_path, 0., 160)
     assert t.empty and 'No edge' in said and 'nothing to look back on' in page and 'aria-label="ticket ' not in page
 
 
