@@ -154,7 +154,12 @@ def check_lives(w, changes=('price', 'live', 'ladder')):
     return first, last
 
 
-def kernels(server): return [o for o in psutil.Process(server.pid).children(recursive=True) if 'ipykernel' in ' '.join(o.cmdline())]
+def kernels(server):
+    "The kernels of a page server that live."
+    def is_kernel(o):
+        try: return 'ipykernel' in ' '.join(o.cmdline())
+        except psutil.NoSuchProcess: return False   # it has ended since it was listed
+    return [o for o in psutil.Process(server.pid).children(recursive=True) if is_kernel(o)]
 
 
 def test_a_page_that_was_hidden_stopped_or_left_without_its_kernel(browser, engine, web, pictures):
