@@ -29,12 +29,12 @@ from .metrics import BANDS, dm_t, inside, per_day, pinball_bp, pit_gap, r2, roll
 from .networks import NETWORKS, VARIANTS
 from .refined import Refined
 from .scale import Scale
-from .targets import HORIZONS, origin_times, ripe
+from .targets import AHEAD, HORIZONS, origin_times, ripe
 from .tracking import track, widths
 from ..sessions import MINUTES
 
 # %% ../../nbs/models/50_experiment.ipynb #eb38831c
-BUILT = dict(scale=65, networks=22, daily=133, tracking=604, mixing=11, touch=25, usefulness=12) # configurations tried while the models were built
+BUILT = dict(scale=65, networks=22, daily=133, tracking=604, mixing=14, touch=25, usefulness=12) # configurations tried while the models were built
 
 class Ledger:
     "Configurations tried, append-only; `len` counts different ones."
@@ -184,11 +184,13 @@ def table_of(w, blocks) -> pd.DataFrame:
 def once(
     w:np.ndarray, # [N, K] weights of an origin's candidates
     q:list, # K arrays [N, 21]
+    bare:int=None, # a candidate that counts where no other does
 ) -> np.ndarray: # [N, K], rows sum to one
     "The weights with those of candidates that repeat each other merged, origin by origin."
     w = np.array(w, float)
     for k in range(len(q)):
         for i in range(k): same = (q[k] == q[i]).all(1); w[same, i] = np.maximum(w[same, i], w[same, k]); w[same, k] = 0
+    if bare is not None: w[np.delete(w, bare, 1).sum(1) > 0, bare] = 0
     return w/w.sum(1, keepdims=True)
 
 def mean_of_all(w, x): # [N, K] weights, K arrays [N, L]; a weight of nothing times an absent number is nothing
@@ -201,7 +203,7 @@ def blend(ev:Evaluation):
     q, sigma = np.empty_like(ev.q[names[0]]), np.empty_like(ev.sigma[names[0]])
     for j, h in enumerate(HORIZONS):
         w = weights(np.stack([ev.loss(o, h) for o in names], 1), lag=1 + EMBARGO[j] + ripe(np.zeros(1, int))[0, j], prior=np.array([o != 'har' or len(names) == 1 for o in names]))
-        each = [ev.q[o][:, j] for o in names]; used = once(w[day], each); asked = np.any([np.isfinite(o).all(1) for o in each], axis=0)
+        each = [ev.q[o][:, j] for o in names]; used = once(w[day], each, names.index('har') if h in AHEAD and 'har' in names else None); asked = np.any([np.isfinite(o).all(1) for o in each], axis=0)
         ev.weights[h] = pd.DataFrame({o: per_day(np.where(asked, used[:, k], np.nan), day, len(w)) for k, o in enumerate(names)}, ev.days).fillna(pd.DataFrame(w, ev.days, names))
         q[:, j] = mean_of_all(used, each); sigma[:, j] = np.exp(mean_of_all(used, [np.log(ev.sigma[o][:, j, None]) for o in names])[:, 0])
     ev.frozen, ev.sigma[SYSTEM] = q, sigma
