@@ -4589,6 +4589,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'spyresearch/tws/history.py'),
                                          'spyresearch.tws.history.Walk.wanted': ( 'tws/history.html#walk.wanted',
                                                                                   'spyresearch/tws/history.py'),
+                                         'spyresearch.tws.history._with_old': ('tws/history.html#_with_old', 'spyresearch/tws/history.py'),
                                          'spyresearch.tws.history.at_open': ('tws/history.html#at_open', 'spyresearch/tws/history.py'),
                                          'spyresearch.tws.history.dividends': ('tws/history.html#dividends', 'spyresearch/tws/history.py'),
                                          'spyresearch.tws.history.due': ('tws/history.html#due', 'spyresearch/tws/history.py'),

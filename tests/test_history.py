@@ -72,6 +72,14 @@ def test_today_is_refreshed_and_never_taken_for_complete(store):
     r = made.good(made.fetch(tape, store, days=3))
     assert r.unfinished == [] and len(store.raw(TODAY)) == 390 and store.raw_hash(TODAY)
 
+def test_today_keeps_the_spread_that_a_later_source_does_not_give(store):
+    noon = datetime(2025, 12, 5, 17, 0, 30, tzinfo=timezone.utc)
+    made.good(made.fetch(made.rich(), store, days=3, asof=noon)); was = store.raw(TODAY)
+    poor = Tape('rich', 'simulated', {('TRADES', '1 min'): made.bars(DAYS)})
+    made.good(made.fetch(poor, store, days=3, asof=noon + timedelta(minutes=45))); now = store.raw(TODAY)
+    assert len(was) == 150 and was[BA + IV].notna().all(axis=None) and len(now) == 195
+    assert now[BA + IV][:150].equals(was[BA + IV]) and now[BA + IV][150:].isna().all(axis=None)
+
 @pytest.fixture
 def real(monkeypatch):
     "The replay server names a customer's account, so its data pass for TWS's own."

@@ -260,10 +260,18 @@ def step(self:Walk, days):
     self.done += len(days); self.progress(self.done, self.total, f'{days[0]}')
 
 # %% ../../nbs/tws/28_history.ipynb #74930db2
+def _with_old(df, old):
+    "A day's new bars, with the spread and volatility of the old ones where the new have none."
+    for cols in _BESIDE.values():
+        at = df.index.intersection(old.index[old[cols].notna().any(axis=1)])
+        if len(at): df = df.reindex(columns=RAW_COLUMNS); df.loc[at, cols] = df.loc[at, cols].combine_first(old.loc[at, cols])
+    return df
+
 @patch
 def keep(self:Walk, day, df, five=False):
-    "Write one day: sealed if its record stands, with the minutes that the source lacks; a sealed day only grows."
+    "Write one day: sealed if its record stands, with the minutes that the source lacks; a sealed day only grows, and none loses spread or volatility."
     folder, over = (self.store.five if five else self.store.original), self.over(day)
+    if not five and day in folder.days(sealed=False): df = _with_old(df, self.store.raw(day))
     if self.store.is_sealed(day, five):
         if self.store.complete_raw(day, df, five): (self.report.deepened if five else self.report.fetched).append(day)
         return
