@@ -19,6 +19,7 @@ from .axes import apart, clock_ticks, moment, place, round_ticks, sound, window_
 from .fan import FanView, Ribbon, TouchView, fan, held, ribbon, touch
 from .phrases import TEXT
 from .stream import Board
+from ..trade.follow import reached
 from ..trade.record import gone_words, option_state, spoken, word_of
 from ..trade.swing import state_of, state_words
 from ..trade.tickets import Ticket, told, words_of
@@ -176,8 +177,7 @@ def met(
     if t.kind != 'option' or t.trigger_px is None or bars is None: return False
     start, until = place(str(t.valid_from)), place(str(t.trigger_until)); before, since = bars[bars[:, 0] < start], bars[(bars[:, 0] >= start) & (bars[:, 0] < until)]
     if not len(before): return False
-    up = t.trigger_px >= before[-1, 4]; seen = [*since[:, 2 if up else 3], *([px] if px else [])]
-    return bool(seen) and (max(seen) >= t.trigger_px if up else min(seen) <= t.trigger_px)
+    last = float(before[-1, 4]); return bool(reached(t.trigger_px, last, since[:, 2], since[:, 3]).any() or px and reached(t.trigger_px, last, px, px))
 
 # %% ../../nbs/live/46_view.ipynb #4930d3fe
 @dataclass(frozen=True)
@@ -209,8 +209,7 @@ def _card(word, now, px, px_at, lang, bars):
     if not isinstance(o, Ticket): return Card(o.kind, 'silence', w['comma'].join(w['reasons'][r] for r in o.reasons[:1]), spoken(word, lang))
     if off := gone_words(word, lang): return Card(o.kind, 'ticket', 'withdrawn', told(w, 'void', text=spoken({k: v for k, v in word.items() if k != 'withdrawn'}, lang)), off, id=o.id)
     filled = word.get('status') == 'filled'; state = state_of if o.kind == 'swing' else option_state
-    key = state(o, now, px, px_at, filled)
-    if key == 'armed' and met(o, bars, px): key = 'limit'
+    key = state(o, now, px, px_at, filled, **(dict(met=met(o, bars, px)) if o.kind == 'option' else {}))
     keys = dict(target='target_px', stop='stop_px') if o.kind == 'swing' else dict(trigger='trigger_px', target='exit_spy_px', stop='stop_spy_px')
     levels = {k: float(v) for k, c in keys.items() if (v := getattr(o, c)) is not None}
     zone = (float(o.entry_px_low), float(o.entry_px_high)) if o.kind == 'swing' else ()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OLD_S', 'MINUTE', 'NO_QUOTE', 'DEAR', 'STATUS', 'quotes_of', 'sound', 'crossed', 'last_call', 'objection',
-           'withdrawn', 'note_unheard', 'mute_of', 'halts_of', 'triggered', 'follow']
+           'withdrawn', 'note_unheard', 'mute_of', 'halts_of', 'reached', 'triggered', 'follow']
 
 # %% ../../nbs/trade/50_follow.ipynb #585defa1
 from pathlib import Path
@@ -108,14 +108,21 @@ def _first(q, when, until=None, most=np.inf):
 
 def _when(ns): return pd.Timestamp(int(ns), tz='UTC').tz_convert(ET)
 
+def reached(
+    trigger:float, # USD
+    before:float, # USD: the last price before the ticket's time
+    high, low, # USD: of bars since, or a price twice; numbers or arrays
+):
+    "Do prices meet a trigger, from the side on which they were?"
+    return high >= trigger if trigger >= before else low <= trigger
+
 def triggered(t, l) -> int|None: # ns
     "When the trigger was known to be met; the first moment of validity where there is none."
     start, until = _ns(t.valid_from), _ns(t.trigger_until)
     if t.trigger_px is None or np.isnan(t.trigger_px): return start
     a = int(np.searchsorted(l.at, start)); before = l.close[a - 1] if a else l.open[0]
-    up = t.trigger_px >= before
-    when, _ = crossed(l, start, until, *((t.trigger_px, np.nan) if up else (np.nan, t.trigger_px)))
-    return None if when is None else l.since(int(np.searchsorted(l.at, when - MINUTE)))
+    b = int(np.searchsorted(l.at, until)); k = np.flatnonzero(reached(t.trigger_px, before, l.high[a:b], l.low[a:b]))
+    return l.since(a + int(k[0])) if len(k) else None
 
 # %% ../../nbs/trade/50_follow.ipynb #facdb42b
 NO_QUOTE, DEAR = 'no quote was recorded on which it could have been sold', 'the ask was above the limit while the trigger stood'
