@@ -667,19 +667,16 @@ def remove(ctx: typer.Context, what: Annotated[Optional[list[str]], typer.Argume
     return _launcher()['remove'](what or [])
 
 @app.command()
-def doctor(tws: Tws = None, client_id: ClientId = 17):
-    "What of the installation is missing or broken, and what answers at --tws; changes nothing."
-    its = _launcher(); bad = its['show'](its['examine']())
-    if tws: bad += its['show']([_answers(tws, client_id)])
-    else: its['show']([('OK', 'no --tws was given: commands run on the demo, which needs none', '')])
+def doctor(tws: Tws = None, client_id: ClientId = 17, data: Data = None):
+    "What of the installation is missing or broken, and what a TWS at --tws grants and refuses; changes nothing."
+    from spyresearch.tws.doctor import disk, visit
+    from spyresearch.tws.source import Source, address_of
+    its, source = _launcher(), Source(tws=tws or '')
+    show = lambda *o: its['show'](o)
+    bad = show(*its['examine'](), disk(_folder(source, data, 'data')))
+    if tws: bad += sum(o.grade == 'FAIL' for o in visit(*address_of(tws), client_id, show))
+    else: show(('OK', 'no --tws was given: commands run on the demo, which needs none', ''))
     if bad: raise CheckFailed(f'{bad} of these fail', '', 'do what stands below each')
-
-def _answers(tws, client_id):
-    "A TWS as a line of the doctor."
-    from spyresearch.tws.link import announced
-    from spyresearch.tws.source import address_of
-    try: return 'OK', f'{tws} answers: its data are {announced(*address_of(tws), client_id)}', ''
-    except SpyError as e: return 'FAIL', f'{e.what}: {e.why}'.rstrip(': '), e.todo
 
 # %% ../nbs/70_cli.ipynb #05487957
 def main(args=None):

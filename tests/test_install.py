@@ -151,8 +151,9 @@ def test_what_runs_is_not_pulled_away(used):
 
 
 def test_the_command_inside_hands_on_to_the_launcher(monkeypatch, capsys):
-    "`spy remove` and `spy doctor` are the launcher's; the doctor asks what answers, and fails with exit status 1."
+    "`spy remove` and `spy doctor` are the launcher's; the doctor also looks at the disk and at what answers, and fails with exit status 1."
     from spyresearch import cli
+    from spyresearch.tws.doctor import Finding
     its, given = cli._launcher(), []
     assert {'remove', 'examine', 'show'} <= its.keys()
     def spy(*args): return cli.outcome(lambda: cli.app([*args], standalone_mode=False))
@@ -160,9 +161,9 @@ def test_the_command_inside_hands_on_to_the_launcher(monkeypatch, capsys):
     spy('remove', 'data', '--yes')
     assert given == [['data', '--yes']]
     monkeypatch.delenv('SPY_TWS', raising=False)
-    assert spy('doctor') == 0 and 'WARN  old\n      renew it' in (out := capsys.readouterr().out) and 'commands run on the demo' in out
-    monkeypatch.setattr('spyresearch.tws.link.announced', lambda *a: 'tws-paper')
-    assert spy('doctor', '--tws', '127.0.0.1:7497') == 0 and 'OK    127.0.0.1:7497 answers: its data are tws-paper' in capsys.readouterr().out
+    assert spy('doctor') == 0 and 'WARN  old\n      renew it' in (out := capsys.readouterr().out) and 'commands run on the demo' in out and 'the data folder data/replay/demo can' in out
+    monkeypatch.setattr('spyresearch.tws.doctor.visit', lambda *a: [Finding('WARN', 'no depth')])
+    assert spy('doctor', '--tws', '127.0.0.1:7497', '--data', 'kept') == 0 and 'the data folder kept can' in capsys.readouterr().out
     monkeypatch.undo(); monkeypatch.setattr(cli, '_launcher', lambda: its | dict(examine=lambda: []))
     with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
     assert spy('doctor', '--tws', f'127.0.0.1:{port}') == 1

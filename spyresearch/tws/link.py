@@ -111,7 +111,7 @@ def _supported():
 class _Watch:
     "What is heard from a server that we are trying to reach."
     def __init__(self, ib):
-        self.heard, self.taken, self.over = b'', False, asyncio.get_running_loop().create_future()
+        self.heard, self.taken, self.said, self.over = b'', False, [], asyncio.get_running_loop().create_future()
         ib.client.conn.hasData += self.data
         ib.client.conn.disconnected += self.end
         ib.errorEvent += self.error
@@ -121,6 +121,7 @@ class _Watch:
         if self.foreign: self.end('')
     def error(self, reqId, code, text, contract):
         if code == 326: self.taken = True; self.end('')
+        elif reqId == -1: self.said.append((code, text))
     def end(self, msg):
         if not self.over.done(): self.over.set_result(msg)
 
@@ -223,7 +224,7 @@ async def _try(self:Link, client_id):
     task = asyncio.ensure_future(ib.connectAsync(self.host, self.port, client_id, self.deadline_s, readonly=True, fetchFields=lib.StartupFetchNONE))
     try: await asyncio.wait({task, watch.over}, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError: task.cancel(); ib.client.disconnect(); raise
-    if task.done() and not task.exception(): self.ib = ib; return True
+    if task.done() and not task.exception(): self.ib = ib; self.notices.extend(watch.said); return True
     closed = not task.done()   # the server ended it, not our deadline
     task.cancel(); error, = await asyncio.gather(task, return_exceptions=True)
     ib.disconnect()
