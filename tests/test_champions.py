@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spyresearch.core import DataError, FixedClock, FolderError, ModelError, UsageError
 from spyresearch.features.registry import REGISTRY
+from spyresearch.live.infer import serving
 from spyresearch.models import champions
 from spyresearch.models.baselines import Const, Har
 from spyresearch.models.champions import DAYS, FORMAT, MANIFEST, POINTER, SERVES, NotYet, alone, code_word, keep, listing, load_champion, load_model, moment, pointer, promote, promotions, renew, rollback
@@ -185,7 +186,8 @@ def test_its_time(place):
     store, _, id = place; at, end = load_at(store), session(add_sessions(date(2025, 12, 5), SERVES)).close.to_pydatetime()
     assert load_champion(store, at).id == load_champion(store, end).id == id
     refused(store, f'it expired at the close of {end.date()}', end + timedelta(seconds=1))
-    refused(store, 'it was made at 2025-12-05 16:00, and it is 2025-12-05 15:59 now', at - timedelta(minutes=1), NotYet)
+    early = refused(store, 'it was made at 2025-12-05 16:00, and it is 2025-12-05 15:59 now', at - timedelta(minutes=1), NotYet)
+    assert early.todo.startswith('spy train --asof 2025-12-04 makes one') and serving(store, at - timedelta(minutes=1)) == (None, f'{early.what}: {early.why}; {early.todo}', 'no model')
 
 @pytest.mark.parametrize('spoil, why', [
     (lambda m: m.setattr(Scaled, 'cell', lambda self, windows: np.ones(len(windows), int)), 'the code of har is not what it was trained with'),

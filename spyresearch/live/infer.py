@@ -36,12 +36,13 @@ def serving(
     "The champion, or who serves in its place."
     try: return load_champion(store, at), '', ''
     except ModelError as e: fault = e
-    if fault.why.startswith('it expired'): return None, f'{fault.what}: {fault.why}', 'model expired'
+    said = f'{fault.what}: {fault.why}; {fault.todo}'
+    if fault.why.startswith('it expired'): return None, said, 'model expired'
     for id in list(dict.fromkeys(o['to'] for o in promotions(store)))[::-1]:
         try: old = load_model(store, id, at)
         except ModelError: continue
         return old, f'{fault.what}: {fault.why}; {id} serves in its place', ''
-    return None, f'{fault.what}: {fault.why}', 'no model'
+    return None, said, 'no model'
 
 # %% ../../nbs/live/41_infer.ipynb #a7cb3d7f
 class Growing:

@@ -28,7 +28,7 @@ from .experiment import plain, train
 from . import networks
 from .forecaster import KINDS, Scaled, fingerprints, load
 from .touch import Touch, load_touch
-from ..sessions import add_sessions, session
+from ..sessions import add_sessions, prev_session, session
 from ..store import Store
 
 # %% ../../nbs/models/51_champions.ipynb #70a5e958
@@ -226,7 +226,7 @@ def check(
     m, at = whole(store, id), at or moment(store)
     try: made = datetime.fromisoformat(m['made']); early, why = at < made, unfit(m, json.loads((store.models/id/DAYS).read_text('utf8')), store, at)
     except (KeyError, TypeError, ValueError, AttributeError, OSError, UsageError) as e: raise _refused(id, f'its manifest says nothing that could be checked: {e!r}') from e
-    if early: raise NotYet(f'model {id} is refused', f'it was made at {made.astimezone(ET):%Y-%m-%d %H:%M}, and it is {at.astimezone(ET):%Y-%m-%d %H:%M} now, New York', 'look at the clock and --asof, or promote an older one')
+    if early: raise NotYet(f'model {id} is refused', f'it was made at {made.astimezone(ET):%Y-%m-%d %H:%M}, and it is {at.astimezone(ET):%Y-%m-%d %H:%M} now, New York', f'spy train --asof {prev_session(at.astimezone(ET).date())} makes one that can serve then; or name a session after that with --asof; where that is today, look at the clock')
     if why: raise _refused(id, why)
     return m
 
