@@ -177,9 +177,18 @@ def _environment(new):
         for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
 # %% ../nbs/61_runs.ipynb #25b49b41
+@contextmanager
+def _declared_here(params):
+    "Papermill calls a parameter unknown whose kinds it cannot read, as `str|list`; `check` has known it."
+    known, log = {f'Passed unknown parameter: {o}' for o in params}, logging.getLogger('papermill')
+    news = lambda record: record.getMessage() not in known
+    log.addFilter(news)
+    try: yield
+    finally: log.removeFilter(news)
+
 def _papermill(source, target, params, stream):
     "Execute `source` into `target`, streaming its output."
-    with _environment(KERNEL):
+    with _environment(KERNEL), _declared_here(params):
         import papermill
         return papermill.execute_notebook(str(source), str(target), params, kernel_name='python3', progress_bar=False, store_widget_state=False,
                                           stdout_file=stream, stderr_file=stream, cwd=os.getcwd(), extra_arguments=['--IPKernelApp.log_level=50'])

@@ -59,6 +59,12 @@ def test_a_page_names_no_folder(tmp_path):
     assert run.manifest['parameters']['data'] == str(tmp_path/'data')
 
 
+def test_a_parameter_of_several_kinds_is_no_unknown_one(tmp_path, caplog):
+    path = book(tmp_path, "members:str|list = 'fast' # names", 'print(members)')
+    with caplog.at_level('WARNING'): ended = execute(path, dict(members=['a', 'b']), tmp_path/'reports', io.StringIO())
+    assert ended.manifest['parameters']['members'] == ['a', 'b'] and not [o for o in caplog.messages if 'unknown parameter' in o]
+
+
 def test_a_misspelt_parameter_stops_before_anything_is_done(tmp_path):
     with pytest.raises(UsageError) as e: execute(book(tmp_path, 'days = 1'), dict(dyas=3), tmp_path/'reports')
     assert e.value.exit_code == 2 and 'did you mean days?' in str(e.value)
