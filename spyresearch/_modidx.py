@@ -209,6 +209,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'spyresearch.cli._sentences': ('cli.html#_sentences', 'spyresearch/cli.py'),
                                  'spyresearch.cli._source': ('cli.html#_source', 'spyresearch/cli.py'),
                                  'spyresearch.cli._span': ('cli.html#_span', 'spyresearch/cli.py'),
+                                 'spyresearch.cli._spoken': ('cli.html#_spoken', 'spyresearch/cli.py'),
                                  'spyresearch.cli._stored': ('cli.html#_stored', 'spyresearch/cli.py'),
                                  'spyresearch.cli.backtest': ('cli.html#backtest', 'spyresearch/cli.py'),
                                  'spyresearch.cli.bench': ('cli.html#bench', 'spyresearch/cli.py'),

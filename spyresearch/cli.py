@@ -391,7 +391,12 @@ def rollback(ctx: typer.Context, why: Why = '', tws: Tws = None, bars: Bars = No
     print(f"{o['to']} serves again, in the place of {o['from']}")
 
 # %% ../nbs/70_cli.ipynb #bf4f03ba
-Lang = _opt(Optional[str], '--lang', "en or zh; the system's language by default.")
+def _spoken(lang):
+    "A language that there is a wording in; every command refuses another before it does anything."
+    from spyresearch.trade.tickets import words_of
+    return lang if lang is None else words_of(lang) and lang
+
+Lang = _opt(Optional[str], '--lang', "en or zh; the system's language by default.", callback=_spoken)
 
 @app.command()
 def tickets(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = None, dividends: Dividends = None, data: Data = None, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130, lang: Lang = None,

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
+from spyresearch import cli
 from spyresearch.store import Store
 from spyresearch.tws.control import token_file
 
@@ -29,10 +31,23 @@ def free_port():
     (['hstory'], 'No such command'), (['history', '--dys', 3], 'No such option'), (['history', '--days', 'many'], 'neither a number of sessions'),
     (['history', '--days', 0], 'neither a number of sessions'), (['history', '--asof', 'yesterday'], 'is not a date'), (['run', '--tws', '7497'], 'not HOST:PORT'),
     (['history', '--tws', '127.0.0.1:7497', '--bars', 'a.csv'], 'exclude each other'), (['history', '--daily', 'd.csv'], 'accompany --bars'),
-    (['bench', '--only', 'speed'], 'no such benchmark'), (['test', '--only', 'everything'], 'no such check')])
+    (['bench', '--only', 'speed'], 'no such benchmark'), (['bench', '--only', 'live', '--bars', 'one', '--bars', 'five'], '--bars is for walk, nhits, tft'), (['bench', '--bars', 'one', '--bars', 'five'], '2 files for all'), (['test', '--only', 'everything'], 'no such check')])
 def test_wrong_usage_is_2(args, said):
     done = spy(*args)
     assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
+
+
+LANG = dict(tickets=(), took=('abcd', '--px', '600', '--qty', '1'), closed=('abcd', '--px', '600'), explain=('abcd',), live=('--alert', 'bell'), lab=(), web=())
+
+
+def test_every_command_with_a_language_is_known_here(): assert {k for k, c in typer.main.get_command(cli.app).commands.items() if any(p.name == 'lang' for p in c.params)} == set(LANG)
+
+
+@pytest.mark.parametrize('command', LANG)
+def test_an_unknown_language_is_refused_before_anything_is_done(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path); monkeypatch.setattr(cli, 'heed', list)
+    with pytest.raises(SystemExit) as e: cli.main([command, *LANG[command], '--lang', 'xx', '--data', 'd'])
+    said = capsys.readouterr(); assert e.value.code == 2 and said.out == '' and said.err == "no wording in 'xx'\nchoose one of en, zh\n" and not list(tmp_path.iterdir())
 
 
 def test_no_tws_is_4_in_three_lines(tmp_path):
