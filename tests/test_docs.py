@@ -114,6 +114,13 @@ def test_every_abbreviation_that_a_reader_meets_is_explained():
     assert not unknown, f'explain them in nbs/50_glossary.ipynb, or list them here as no words of the field: {sorted(unknown)}'
 
 
+def test_what_the_tour_shows_in_chinese_says_that_it_is_chinese():
+    "A screen reader pronounces a page by its language; the source of a cell is code, and no sentence."
+    shown = [''.join(d) for c in json.loads((ROOT/'nbs/000_tour.ipynb').read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', ()) for d in [o.get('data', {}).get('text/html') or o.get('data', {}).get('text/plain') or o.get('text', '')]]
+    chinese = [o for o in shown if re.search('[\u4e00-\u9fff]', o)]
+    assert chinese and not [o for o in chinese if re.search('[\u4e00-\u9fff]', re.sub('<(\\w+) lang="zh">.*?</\\1>', '', o, flags=re.S))]
+
+
 # messages ------------------------------------------------------------------
 
 def test_every_message_stands_once_and_comes_from_the_code():
