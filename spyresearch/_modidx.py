@@ -4471,6 +4471,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'spyresearch/tws/doctor.py'),
                                         'spyresearch.tws.doctor.Visit.servers': ( 'tws/doctor.html#visit.servers',
                                                                                   'spyresearch/tws/doctor.py'),
+                                        'spyresearch.tws.doctor.Visit.shared': ( 'tws/doctor.html#visit.shared',
+                                                                                 'spyresearch/tws/doctor.py'),
                                         'spyresearch.tws.doctor.Visit.silence': ( 'tws/doctor.html#visit.silence',
                                                                                   'spyresearch/tws/doctor.py'),
                                         'spyresearch.tws.doctor.Visit.trading': ( 'tws/doctor.html#visit.trading',

@@ -23,7 +23,7 @@ def visit(faults=FINE, at=AT, clock=None, options=True, **kw):
     async def go():
         srv = ReplayServer(DEMO, parse_asof(at), faults=faults)
         srv.listing = listing_of(srv) if options else None
-        srv.sessions.now(srv.now_ns()).ticks # drawn before the loop has somebody to keep waiting
+        assert srv.sessions.now(srv.now_ns()).ticks # drawn before the loop has somebody to keep waiting
         async with srv:
             out = await asyncio.wait_for(Visit(Link(port=srv.port, clock=clock), **(dict(wait_s=5., listen_s=4.) | kw)).look(), 30)
             for _ in range(100): # what was sent last may still be on its way
@@ -124,6 +124,13 @@ def test_clocks(monkeypatch, off, grade, word):
     lines = visit(clock=FixedClock(parse_asof(AT) + timedelta(seconds=off)))
     assert (o := about(lines, word)).grade == grade and (not o.todo or 'set it by the network' in o.todo)
     assert about(lines, 'its data are tws-paper: PAPER') and about(lines, 'level 1 is live: bid')
+
+
+def test_a_paper_account_shares_what_the_live_one_has(monkeypatch):
+    real = wire.managed_accounts
+    monkeypatch.setattr(wire, 'managed_accounts', lambda names: real(['DU1001']))
+    lines = visit(Faults(rights=dict(level1='delayed', depth='none', options='none')), clock=FixedClock(parse_asof(AT)))
+    assert len(bad := [o for o in lines if o.grade != 'OK']) == 3 and all('share them with the paper account' in o.todo for o in bad)
 
 
 def test_an_old_tws(monkeypatch):

@@ -168,6 +168,11 @@ def denied(
     return h.code in DENIED | {10091} or isinstance(refusal(h.code, h.text, ''), PermissionMissing)
 
 @patch
+def shared(self:Visit, todo:str) -> str:
+    "Where to subscribe; a paper account has what the live one of the same user has, and shares."
+    return f'{todo}, for the live account, and share them with the paper account (Settings, Paper Trading Account)' if self.link.provenance.startswith('tws-paper') else todo
+
+@patch
 def refusal_of(self:Visit,
     h:Heard,
     what:str, # was asked for
@@ -178,7 +183,7 @@ def refusal_of(self:Visit,
     "Why a stream does not come."
     if not h.code: return None
     why = f'(error {h.code}: {h.text})'
-    if denied(h): return Finding(grade, f'no {what}: {lost} {why}', todo)
+    if denied(h): return Finding(grade, f'no {what}: {lost} {why}', self.shared(todo))
     if h.code in FULL: return Finding(grade, f'no {what}, a limit of TWS is reached: {lost} {why}', FREE.get(h.code, 'end other streams, then run again'))
     if h.code == COMPETING: return Finding(grade, f'no {what}, another session of this login has the data: {lost} {why}', 'log out there (another TWS, the phone, the web page), then run again')
     e = refusal(h.code, h.text, what)
@@ -201,7 +206,7 @@ async def level1(self:Visit) -> Finding:
     h, kind = await self.listen(self.link.level1, enough), self.link.ib.client.reqMarketDataType
     if denied(h):
         kind(3); late = await self.listen(self.link.level1, enough); kind(1)
-        if late.words.keys() & set(PRICES): return Finding('WARN', f'level 1 is delayed by 15 minutes: all is marked DELAYED, and no ticket can be traded (error {h.code}: {h.text})', NETWORK_B)
+        if late.words.keys() & set(PRICES): return Finding('WARN', f'level 1 is delayed by 15 minutes: all is marked DELAYED, and no ticket can be traded (error {h.code})', self.shared(NETWORK_B))
     if no := self.refusal_of(h, 'level 1', 'spy live has no price', NETWORK_B, 'FAIL'): return no
     if not h.words.keys() & set(PRICES): return self.silence('level 1', 'FAIL')
     is_ = self._kind(h)
