@@ -3,7 +3,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,9 +41,10 @@ def browser():
 @pytest.fixture(scope='module', autouse=True)
 def features_stand():
     "The list of features is one for the whole process: a module that leaves it otherwise than it found it would fail another one later."
-    registry = sys.modules.get('spyresearch.features.registry'); before = registry and registry.registry_hash()
+    from spyresearch.features.batch import REGISTRY # declares them all
+    before = REGISTRY.hash()
     yield
-    if before: assert registry.registry_hash() == before, 'the list of features was left otherwise than it was found'
+    assert REGISTRY.hash() == before, 'the list of features was left otherwise than it was found'
 
 def pytest_terminal_summary(terminalreporter):
     skipped = [str(o.longrepr) for o in terminalreporter.stats.get('skipped', [])]
