@@ -1644,6 +1644,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'spyresearch/live/runner.py'),
                                          'spyresearch.live.runner.Runner.kept': ( 'live/runner.html#runner.kept',
                                                                                   'spyresearch/live/runner.py'),
+                                         'spyresearch.live.runner.Runner.known_to': ( 'live/runner.html#runner.known_to',
+                                                                                      'spyresearch/live/runner.py'),
                                          'spyresearch.live.runner.Runner.learned': ( 'live/runner.html#runner.learned',
                                                                                      'spyresearch/live/runner.py'),
                                          'spyresearch.live.runner.Runner.left_open': ( 'live/runner.html#runner.left_open',

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..core import ET, DataError, FeedError, RealClock, SteadyClock, UsageError, trim_memory, quiet, stamp
 from ..features.prepare import prepare
-from ..features.recorded import catch_up, flow_log, usual_depth, write_flow
+from ..features.recorded import catch_up, flow_log, raw_seconds, usual_depth, write_flow
 from ..features.smile import Smile
 from ..sessions import is_session, next_session, session, sessions
 from ..store import Store
@@ -188,9 +188,17 @@ async def fetch(self:Runner, days):
 
 # %% ../../nbs/live/51_runner.ipynb #f0975d5b
 @patch
+def known_to(self:Runner, day) -> datetime:
+    "Until when this day's minutes may be known: now, or what the feed has heard of it before, though a tape begins again."
+    try: seconds = raw_seconds(self.store, day)[0]
+    except DataError: seconds = None # the feed has to look at it first
+    now = self.clock.now()
+    return now if seconds is None or seconds.empty else max(now, (seconds.index[-1] + timedelta(seconds=1)).to_pydatetime())
+
+@patch
 async def sit(self:Runner, day, until:datetime|None=None): # until: before the close
     "A session, from before the open to the close."
-    self.feed, self.today, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True, upto=self.clock.now()), usual_depth(flow_log(self.store), day)
+    self.feed, self.today, self.depth = Feed(self.link, self.store, self.venue), Today(self.store, day, waits=True, upto=self.known_to(day)), usual_depth(flow_log(self.store), day)
     self.flow = self.on_record(day)
     self.chain, self.smile, self.engine, self.over = None, Smile(), None, -1
     self.today.write()
