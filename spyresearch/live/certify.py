@@ -194,7 +194,7 @@ def certify(
     o = on_file(store, day); s = session(day)
     lost = s.n_minutes - FIRST - len(o.rows)
     notes = [f'{lost} minutes of {s.n_minutes - FIRST} have no forecast']*(lost > 0) + [f"{t['at'][11:16]}: {t['error']}" for t in o.ticks if t.get('error')][:9]
-    if o.careful.alarm: notes.append(f'alarm of {o.careful.alarm}; bands {o.careful.widen:.2f} times as wide, touches with them, ' + ('no ticket' if o.careful.reasons else f'{o.careful.size:.0%} of every stake'))
+    if o.careful.alarm: notes.append(o.careful.told)
     if o.panel is not None and np.isnan(o.panel.dividend[-1]): notes.append('what the day pays was not told before its close, and is unknown on both sides')
     if early := sum('hold' not in w and w['kind'] == 'option' and w['says'] == 'silence' for t in o.ticks if 'forecast' in t for w in t.get('said', ())): notes.append(f'{early} silences came before anything could be decided')
     if late := sum(r['provisional'] for r in o.rows): notes.append(f"{late} forecasts were made on the feed's own bar, {sum(bool(r['lacks']) for r in o.rows)} without a feature that came later")

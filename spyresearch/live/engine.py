@@ -117,7 +117,7 @@ def prepare(self:Engine):
     opens = self.session.open.to_pydatetime(); self.rows = of_day(self.forecasts.path, self.day)
     self.kept, self.fault, self.why = self._frozen(opens) if self.rows else serving(self.store, opens)
     if self.fault: self.say(self.fault)
-    if self.careful.alarm: self.say(f'alarm of {self.careful.alarm}; bands {self.careful.widen:.2f} times as wide, touches with them, ' + ('no ticket today' if self.careful.reasons else f'{self.careful.size:.0%} of every stake'))
+    if self.careful.alarm: self.say(self.careful.told + ' today'*bool(self.careful.reasons))
     told = [pd.Timestamp(o['origin']) for o in self.rows] + [pd.Timestamp(o['at']) - pd.Timedelta(minutes=1) for o in of_day(self.ticks.path, self.day, 'at')]
     self.asked = max(((t - self.session.open)//pd.Timedelta(minutes=1) for t in told), default=-1) # by whoever ran before
     self._swing_words()

@@ -258,7 +258,7 @@ def summary(
 ) -> str:
     "The journal of learning in lines of text."
     rows, (table, words) = Learner(store).rows(), brought(store); c, acts = caution(rows), [r for r in rows if r['kind'] not in ('day', 'update')]; acts = acts[max(len(acts) - last, 0):]
-    spans = [table.round(3).to_string(index=False)]*(not table.empty); alarm = [f'Alarm of {c.alarm}; bands {c.widen:.2f} times as wide, touches with them, ' + ('no ticket.' if c.reasons else f'{c.size:.0%} of every stake.')]*bool(c.alarm)
+    spans = [table.round(3).to_string(index=False)]*(not table.empty); alarm = [f'A{c.told[1:]}.']*bool(c.alarm)
     return '\n'.join([words, *spans, *alarm, *(f"{r['day']} {r['kind']}" + (f" {r['id']}" if r.get('id') else '') + (f": {r['why']}" if r['why'] else '') for r in acts)])
 
 # %% ../../nbs/live/44_learn.ipynb #7aa9a332

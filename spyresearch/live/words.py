@@ -93,6 +93,7 @@ class Caution:
     reasons: tuple = ()   # of the closed list of silences; empty where signals may be published
     learns: bool = True   # may networks be fine-tuned?
     alarm: str = ''       # in words; empty where there is none
+    told = property(lambda self: f'alarm of {self.alarm}; bands {self.widen:.2f} times as wide, touches with them, ' + ('no ticket' if self.reasons else f'{self.size:.0%} of every stake')) # what an alarm changes
 
 def widened(
     q:np.ndarray, # [..., 21] log returns
