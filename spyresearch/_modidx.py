@@ -1408,6 +1408,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'spyresearch/live/engine.py'),
                                          'spyresearch.live.engine.Engine.withdraw': ( 'live/engine.html#engine.withdraw',
                                                                                       'spyresearch/live/engine.py'),
+                                         'spyresearch.live.engine.Engine.words': ( 'live/engine.html#engine.words',
+                                                                                   'spyresearch/live/engine.py'),
                                          'spyresearch.live.engine._lateness': ('live/engine.html#_lateness', 'spyresearch/live/engine.py'),
                                          'spyresearch.live.engine._whole': ('live/engine.html#_whole', 'spyresearch/live/engine.py'),
                                          'spyresearch.live.engine.brief': ('live/engine.html#brief', 'spyresearch/live/engine.py'),

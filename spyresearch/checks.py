@@ -44,7 +44,13 @@ def tool(
     return subprocess.run([str(o) for o in args], cwd=top, env={**os.environ, **SPEED}, **kw)
 
 def lint(top) -> bool: "What hides a defect."; return tool(sys.executable, '-m', 'ruff', 'check', '.', top=top).returncode == 0
-def tests(top) -> bool: "Processes, sockets, faults, real data, house rules, run notebooks."; return tool(sys.executable, '-m', 'pytest', top=top).returncode == 0
+
+def tests(
+    top, # the checkout
+    workers:int=2, # modules at a time
+) -> bool:
+    "Processes, sockets, faults, real data, house rules, run notebooks."
+    return tool(sys.executable, '-m', 'pytest', '-n', workers, '--dist', 'loadfile', '--no-loadscope-reorder', top=top).returncode == 0
 
 # %% ../nbs/62_checks.ipynb #2ddb7b4a
 def notebook(

@@ -11,6 +11,9 @@ SHARED = Path(__file__).parents[2]/'shared'/'data'
 required = set(filter(None, os.environ.get('SPY_REQUIRE', '').split(',')))
 LACK = dict(shared='the real price records', browser='a Chromium browser', deep='the section deep of requirements.lock')
 
+LONG = ('planted_edge', 'parallel', 'runner', 'screen', 'engine', 'learn', 'week', 'networks', 'research_books', 'lab') # modules of a minute and more
+PLACE = {f'test_{name}.py': i for i, name in enumerate(LONG)}
+
 for name, usual in dict(SIGHUP=signal.SIG_DFL, SIGINT=signal.default_int_handler).items(): # under nohup and in the background these are ignored, which programs rightly keep
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN: signal.signal(getattr(signal, name), usual)
 
@@ -45,6 +48,10 @@ def features_stand():
     before = REGISTRY.hash()
     yield
     assert REGISTRY.hash() == before, 'the list of features was left otherwise than it was found'
+
+def pytest_collection_modifyitems(items):
+    "The longest modules first: of two processes none is left with one of them at the end."
+    items.sort(key=lambda o: PLACE.get(o.path.name, len(PLACE)))
 
 def pytest_terminal_summary(terminalreporter):
     skipped = [str(o.longrepr) for o in terminalreporter.stats.get('skipped', [])]

@@ -1,4 +1,5 @@
 """Learning on a market whose habits change: a challenger that knows the new ones is promoted, a poisoned one dropped, a promotion that goes wrong taken back, and every act is on record."""
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from spyresearch.live.learn import LASTS, WHO, Learner, brought, hashes, seated
 from spyresearch.live.worker import MOVES, RATE, Learning, Tuner, Worker, lessons_of, origins_of, teachable
 from spyresearch.models import networks
 from spyresearch.models.bank import bank
-from spyresearch.models.champions import keep, load_model, pointer, promote, promotions
+from spyresearch.models.champions import POINTER, keep, load_model, pointer, promote, promotions
 from spyresearch.models.experiment import MEMBERS, train
 from spyresearch.models.forecaster import Targets
 from spyresearch.models.windows import Panel
@@ -124,6 +125,24 @@ def test_a_crash_between_the_act_and_its_row_is_mended(place, tmp_path, story):
     promote(store, who['new'], 'won', WHO, at_close(panel, 125)) # and then the power went
     added = Learner(store).evening(panel, len(panel) - 1, at_close(panel, len(panel) - 1))
     assert [(r['kind'], r['id'], 'after a crash' in r['why']) for r in added] == [('promote', who['new'], True)] and len(learner.rows()) == n + 1
+
+
+def as_it_was(store, rows, changes):
+    "Put back what happened, and who served, to an earlier time."
+    for path, kept_ in ((store.journal/'learning.jsonl', rows), (store.journal/'promotions.jsonl', changes)): path.unlink(); [Journal(path).append(r) for r in kept_]
+    (store.models/POINTER).write_text(json.dumps(changes[-1]))
+
+
+@pytest.mark.parametrize('lost', ['promote', 'drop', 'alarm', 'rollback'])
+def test_a_crash_between_the_scores_and_their_decision_costs_no_look(story, tmp_path, lost):
+    "The journal ends after a session's scores, or after its alarm; the next evening decides as that one would have."
+    rows = story[3]; store, panel, who = copy_of(story, tmp_path); i = [i for i, r in enumerate(rows) if r['kind'] == lost][-1]
+    day, end = rows[i]['day'], i if lost == 'rollback' else max(j for j, r in enumerate(rows[:i]) if r['kind'] == 'day') + 1
+    gone = next((r['n'] for r in rows[end:] if 'n' in r), 99); as_it_was(store, rows[:end], [o for o in promotions(store) if o['n'] < gone])
+    d = [str(o) for o in panel.days].index(day) + 1; added = Learner(store).evening(panel, d, at_close(panel, d))
+    owed = [(r['kind'], r['id']) for r in rows[end:] if r['day'] == day]; n = len(owed)
+    assert owed and [(r['kind'], r.get('id'), r['day']) for r in added[:n + 1]] == [(*o, day) for o in owed] + [('day', None, str(panel.days[d]))]
+    assert pointer(store)['to'] == {'promote': who['new'], 'rollback': who['old']}.get(owed[-1][0], added[-1]['roles']['champion'])
 
 
 def copy_of(story, tmp_path):

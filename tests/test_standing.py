@@ -13,7 +13,7 @@ from spyresearch.trade.follow import follow, quotes_of
 from spyresearch.trade.record import latest, option_state, record, screen
 from spyresearch.trade.tickets import Silence, WORDS, row
 from spyresearch.trade.track import book
-from test_withdrawn import at, bars, chain, ticket
+from test_withdrawn import at, bars, chain, silent_engine, ticket
 
 SIDES = {'from below': (609., dict()), 'from above': (591., dict(side='put', right='P', exit_spy_px=588., stop_spy_px=595.))}
 
@@ -72,3 +72,17 @@ def test_a_list_is_as_of_the_newest_thing_on_it(tmp_path):
     record(tmp_path, SimpleNamespace(current=[Silence(at('09:35'), 'swing', t.provenance, ('warm-up',))], grounds={}), at('09:35'), bars(end='09:35'), Costs(), lambda day: None)
     lines = screen(tmp_path, at('15:32'), 600., at('15:32')); assert t.id in ' '.join(lines) and lines[0] == 'As of 2026-03-31 (Tue) 15:30 (New York).', lines
     assert pd.Timestamp(latest(tmp_path)['asof']) == t.issued_at
+
+
+def test_a_ticket_that_is_triggered_or_bought_between_two_words_is_told_in_that_minute(tmp_path):
+    "So the one who is not looking hears of its exit; what is on record stays as it was said."
+    e, heard, _ = silent_engine(tmp_path); said, t, got = tmp_path/'journal', ticket(), []; book(said).append(row(t)); a = Alerts({}); a.tell = got.append
+    record(said, SimpleNamespace(current=[], grounds={}), at('10:01'), bars(end='10:01'), Costs(), lambda day: chain(end='10:01')); before = (said/'said.jsonl').read_text()
+    for hm, status, told in (('10:01', 'armed', True), ('10:02', 'armed', False), ('10:05', 'triggered', True), ('10:06', 'filled', True), ('10:07', 'filled', False), ('10:08', 'target', False)):
+        e.done = [(t, SimpleNamespace(status=status, closed=status == 'target'))]; n = len(heard); out = e._record(at(hm), {}, {})
+        e._out(dict(at=at(hm).isoformat(), ms=dict(all=1.)) | out, 0.)
+        assert out == {} and (len(heard) > n) == told and (not told or heard[-1][1]['words'][0]['status'] == status), hm
+        for kind, body in heard[n:]: a(kind, body, at(hm))
+    e._out(dict(at=at('10:09').isoformat(), ms=dict(all=1.), on_record=[t.id]), 0.); assert heard[-1][1]['words'][0]['status'] == 'filled', 'it does not wait again'
+    a('quote', dict(at=at('10:10').isoformat(), last=612.), at('10:10'))
+    assert [o.partition(':')[0] for o in got] == ['New', 'Sell now'] and (said/'said.jsonl').read_text() == before

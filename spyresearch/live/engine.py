@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import DataError, ModelError, RealClock, SpyError, UTC, stopwatch
+from ..core import DataError, ModelError, RealClock, SpyError, UsageError, UTC, stopwatch
 from ..features.prepare import dividends_of
 from ..journal import Journal
 from .infer import Answer, Growing, Inference, serving
@@ -107,7 +107,7 @@ class Engine:
         self.session, self.forecasts, self.ticks = session(day), Journal(store.journal/'forecasts.jsonl'), Journal(store.journal/'ticks.jsonl')
         self.kept = self.mind = self.desk = None; self.why, self.fault, self.current, self.told = 'no model', '', {}, None
         self.seen, self.changed, self.asked, self.next, self.busy, self.overruns, self.errors, self.last = {}, {}, -1, None, None, 0, 0, None
-        self.done, self.waited, self.instead = [], -1, ''
+        self.done, self.waited, self.instead, self.stands, self.shown = [], -1, '', {}, {} # id -> status, now and as last told
         self.took = {k: deque(maxlen=400) for k in ('bar_to_ticket', 'forecast', 'tickets', 'late')} # ms; late: what the loop had to wait at worst
 
 # %% ../../nbs/live/42_engine.ipynb #8ca46b87
@@ -239,7 +239,7 @@ def wait(self:Engine, over:int): # the last minute that is over
 async def _alone(self:Engine, at:pd.Timestamp):
     with self.clock.hold():
         try:
-            if await asyncio.to_thread(self.withdraw, at) and self.publish: self.publish('words', dict(at=at.isoformat(), words=latest(self.store.journal)['words']), at.isoformat())
+            if await asyncio.to_thread(self.withdraw, at) and self.publish: self.publish('words', dict(at=at.isoformat(), words=self.words()), at.isoformat())
         except Exception as e: # noqa: BLE001 - what cannot be asked about now is asked about with the next bar
             self.errors += 1; self.say(f'tickets could not be looked after at {at:%H:%M}: {type(e).__name__}: {e}')
     if self.next is not None: i, self.next = self.next, None; await self._run(i)
@@ -347,7 +347,7 @@ def _record(self:Engine, at, words:dict, why:dict) -> dict:
     if words and {'30', '60'} & set(words): self.current.pop('option', None)
     all_ = [o for ws in self.current.values() for o in ws]
     key = [(o.kind, o.reasons) if isinstance(o, Silence) else o.id for o in all_]
-    gone, self.done = unkept(self.store.journal, self.done), []
+    gone, self.stands, self.done = unkept(self.store.journal, self.done), {t.id: o.status for t, o in self.done if not o.closed}, []
     if not gone and (not words or not all_ or self.told and self.told[0] == key and at - self.told[1] < AGAIN): return {}
     said = record(self.store.journal, SimpleNamespace(current=all_, grounds=why), at, self.mind and self.mind.growing.panel, self.costs, chains_of(self.store))
     self.told = key, at
@@ -374,6 +374,15 @@ def state(self:Engine) -> dict:
 
 # %% ../../nbs/live/42_engine.ipynb #6c848254
 @patch
+def words(self:Engine) -> list:
+    "The last words, with how their tickets stand by now."
+    try: said = latest(self.store.journal)['words']
+    except UsageError: said = [] # a run that broke off had put a ticket on record and not said it yet
+    out = [o | dict(status=self.stands.get(o['id'], self.shown.get(o['id'], o['status']))) if o['says'] == 'ticket' and 'withdrawn' not in o else o for o in said]
+    self.shown = self.stands | {o['id']: o['status'] for o in out if o['says'] == 'ticket'}
+    return out
+
+@patch
 def _out(self:Engine, said:dict, late:float):
     "Tell what a minute brought."
     ms = said['ms'] | dict(late=1e3*late); self.last = said
@@ -381,5 +390,5 @@ def _out(self:Engine, said:dict, late:float):
     if e := said.get('error'): self.say(f'no forecast at {said["at"][11:16]}: {e}')
     if not self.publish: return
     if 'body' in said: self.publish('forecast', said['body'] | dict(ms=ms), said['at'])
-    if 'on_record' in said: self.publish('words', dict(at=said['at'], words=latest(self.store.journal)['words']), said['at'])
+    if 'on_record' in said or any(self.shown.get(k) != v for k, v in self.stands.items()): self.publish('words', dict(at=said['at'], words=self.words()), said['at'])
     if 'calibration' in said: self.publish('calibration', dict(horizons=said['calibration']), said['at'])

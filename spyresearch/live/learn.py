@@ -144,10 +144,10 @@ LATELY = 5 # sessions that an alarm is about
 def watch(self:Learner, day:str, at:datetime):
     "Ring when the champion has drifted, and go back where that helps."
     rows = self.rows(); who = self.roles(rows); mine = past(rows, who['champion']); x = surprise(mine)
-    rung = [o for o in drifts(x) if mine.days[o[0]] == day]
-    if not rung or any(r['kind'] == 'alarm' and r['day'] == day for r in rows): return
+    rung, told = [o for o in drifts(x) if mine.days[o[0]] == day], {r['kind'] for r in rows if r['day'] == day}
+    if not rung or told & {'stays', 'rollback'}: return
     lately, before = np.nanmean(x[-LATELY:]), rung[-1][1]
-    self.add('alarm', day, f'over {LATELY} sessions the champion lost {100*np.expm1(lately):+.0f} % against what it led to expect, {100*np.expm1(before):+.0f} % before', (who['champion'],), id=who['champion'], widen=float(np.exp(max(lately, 0.))))
+    if 'alarm' not in told: self.add('alarm', day, f'over {LATELY} sessions the champion lost {100*np.expm1(lately):+.0f} % against what it led to expect, {100*np.expm1(before):+.0f} % before', (who['champion'],), id=who['champion'], widen=float(np.exp(max(lately, 0.))))
     if not who['before']: return self.add('stays', day, 'there is no earlier champion to go back to', (who['champion'],), id=who['champion'])
     a, b = paired(mine, past(rows, who['before'])); n = min(STOP, len(a.days)); lost = relative(a, a)[-n:].mean() - relative(b, a)[-n:].mean() if n else np.nan
     if not lost > 0: return self.add('stays', day, f"{who['before']} would have lost no less over {n} sessions", (who['champion'], who['before']), id=who['champion'])
@@ -159,8 +159,9 @@ def watch(self:Learner, day:str, at:datetime):
 @patch
 def choose(self:Learner, day:str, at:datetime):
     "Decide about everybody who sits: first who is dropped, then one promotion."
-    now, said = pointer(self.store)['to'], []
-    for id in seated(rows := self.rows()):
+    now, said, rows = pointer(self.store)['to'], [], self.rows()
+    if any((r['kind'], r['day']) == ('promote', day) for r in rows): return
+    for id in seated(rows):
         begun = next(r['day'] for r in reversed(rows) if r['kind'] == 'seat' and r['id'] == id)
         said.append((id, v := decide(past(rows, now), past([r for r in rows if r['day'] > begun], id))))
         if v.act == 'drop': self.add('drop', day, v.why, (id,), id=id, facts=v.facts)
@@ -187,6 +188,8 @@ def evening(self:Learner,
     "The session's part in what serves tomorrow."
     before, day = len(self.rows()), str(panel.days[d]); self.write(); self.mend()
     if late and not any(r['kind'] == 'day' and r['day'] == day for r in self.rows()): self.add('late', day, f'{day} had no evening; it is scored at {at:%Y-%m-%d %H:%M}, from the journal and the record of the day')
+    last = next((r['day'] for r in reversed(self.rows()) if r['kind'] == 'day'), day)
+    if last != day: self.watch(last, at); self.choose(last, at)
     self.frozen(day, at); self.shadow(panel, d, at, shown); self.watch(day, at); self.choose(day, at)
     return self.rows()[before:]
 
