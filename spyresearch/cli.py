@@ -478,9 +478,10 @@ def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = 
          days: Days = '120', speed: Speed = 'max', faults: FaultScript = '', features: Features = None, once: _opt(bool, '--once', 'One session, then end.') = False,
          until: _opt(Optional[str], '--until', 'End at HH:MM New York, today or on the first session.') = None,
          options: _opt(bool, '--options/--no-options', 'Record option quotes too.') = True, report: _opt(bool, '--report/--no-report', "Make the evening's report of each session that was recorded to its close.") = True, reports: Reports = None,
+         train: _opt(bool, '--train/--no-train', 'Before a session that no model can serve, make one, if there is history enough.') = True,
          learn: _opt(bool, '--learn/--no-learn', 'Fine-tune kept networks beside, in a process of their own, and decide after each close who serves the next session.') = True, alert: _opt(Optional[list[str]], '--alert', 'Tell what asks for an action: bell, desktop or webhook (its address in SPY_WEBHOOK); again for another way.', envvar='SPY_ALERT') = None,
          lang: Lang = None, client_id: ClientId = 17, seed: Seed = 7, edge: Edge = 0., sessions: Sessions = 130):
-    "Record every session and, each minute, forecast it: row, features, forecast, touches, tickets or reasons for silence; for ever, until Ctrl-C. Without a model it records and says so."
+    "Record every session and, each minute, forecast it: row, features, forecast, touches, tickets or reasons for silence; for ever, until Ctrl-C. Where no model can serve, one is made; without one it records and says so."
     from spyresearch.live.alerts import Alerts, ways_of
     from spyresearch.live.runner import go
     from spyresearch.store import Store
@@ -493,7 +494,7 @@ def live(ctx: typer.Context, tws: Tws = None, bars: Bars = None, daily: Daily = 
     if features: _adopt(Store(root), features)
     make = [sys.executable, '-m', 'spyresearch.cli', 'evening', '--data', root, '--reports', _folder(source, reports, 'reports', client_id), '--day'] if report else None
     with open_source(source, **({} if tws else dict(speed=speed, faults=faults, from_open=True))) as (host, port):
-        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say, shows=True, learns=learn, alerts=alerts, report=make and (lambda day: [*make, day])))
+        run_orderly(go(host, port, root, client_id, n, options, once or not tws, until, say=say, shows=True, learns=learn, trains=train, alerts=alerts, report=make and (lambda day: [*make, day])))
 
 # %% ../nbs/70_cli.ipynb #75ea4f72
 @app.command()

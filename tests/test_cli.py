@@ -6,12 +6,16 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import pytest
 import typer
 
 from spyresearch import cli
+from spyresearch.journal import Journal
+from spyresearch.models.champions import load_model, promotions
+from spyresearch.sessions import session
 from spyresearch.store import Store
 from spyresearch.tws.control import token_file
 
@@ -115,6 +119,17 @@ def test_a_seed_of_models_is_for_a_tws_too(tmp_path):
 def test_an_end_that_no_session_reaches_is_wrong_usage(tmp_path, until, said):
     done = spy('live', '--sessions', 10, '--days', 3, '--no-options', '--until', until, '--data', tmp_path)
     assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_folder_that_is_not_there_gets_its_model_before_the_session(tmp_path):
+    "A new owner's first command forecasts; the next one goes on with the same model."
+    go = ['live', '--sessions', 95, '--days', 90, '--no-options', '--no-report', '--no-learn', '--data', tmp_path/'data', '--until']
+    done = spy(*go, '09:46'); store = Store(tmp_path/'data'); assert done.returncode == 0, done.stderr
+    (made,), said = promotions(store), Journal(store.journal/'forecasts.jsonl').read()
+    assert made['who'] == 'spy live' and made['why'] == 'no model serves: champion.json is not there' and f"{made['to']} serves: judged and fitted on 90 sessions to 2025-12-04" in done.stderr + done.stdout
+    assert [o['origin'][11:16] for o in said] == ['09:44', '09:45'] and {o['model'] for o in said} == {made['to']} and all(o['touch']['up'] for o in said)
+    m = load_model(store, made['to'], session(date(2025, 12, 5)).close.to_pydatetime()); assert m.manifest['metrics']['60']['n_days'] == 29 and not (tmp_path/'data'/'.stream.json').exists()
+    again = spy(*go, '09:48'); assert 'is trained now' not in again.stderr + again.stdout and len(promotions(store)) == 1 and len(Journal(store.journal/'forecasts.jsonl').read()) == 4
 
 
 def test_until_a_time_and_again_on_the_day_that_is_sealed(tmp_path):

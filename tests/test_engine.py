@@ -18,12 +18,14 @@ from spyresearch.journal import Journal
 from spyresearch.live import infer, runner, worker
 from spyresearch.live.certify import certify, explain_forecast, newest, on_file
 from spyresearch.live.engine import Engine, of_day
+from spyresearch.live.learn import begun, wanting
 from spyresearch.live.runner import Runner, clock_of
 from spyresearch.live.worker import Learning
 from spyresearch.live.words import Caution, Desk
 from spyresearch.models.bank import _LATE, bank
-from spyresearch.models.champions import keep, load_champion, promote
+from spyresearch.models.champions import keep, load_champion, pointer, promote
 from spyresearch.models.experiment import evaluate, train
+from spyresearch.models.folds import LEAST
 from spyresearch.models.touch import Touch
 from spyresearch.models.windows import Panel
 from spyresearch.sessions import session
@@ -123,6 +125,17 @@ def test_a_day_with_a_restart_and_options_is_the_same_from_history(demo, folder)
     assert {'id', 'origin', 'px', 'model', 'horizons', 'quantile_levels', 'q', 'touch', 'experience', 'row_hash', 'provisional', 'ms'} == set(body) and len(body['q']) == 9
     lines, odd, _ = explain_forecast(store, rows[-1]['id']); assert not odd and len(lines) > 40
     assert newest(store) == DAY
+
+
+def test_a_model_is_wanted_where_none_can_serve_and_there_is_enough_to_learn_from(folder):
+    store = Store(folder); at, days = session(DAY).open.to_pydatetime(), store.raw_days(); last = pointer(store)['to']; assert wanting(store, DAY, at) == ''
+    shutil.copytree(folder, few := folder.parent/'few'); [o.unlink() for o in (few/'original_data').glob('2025-08*.csv')]
+    later = session(date(2026, 1, 5)).open.to_pydatetime(); assert wanting(store, later.date(), later).startswith(f'model {last} is refused: it expired') and wanting(store, days[LEAST - 2], later) == ''
+    assert len(Store(few).raw_days()) < LEAST and wanting(Store(few), later.date(), later) == ''
+    words = begun(store, later.date(), later, members='har'); new = pointer(store)
+    assert words == f"{new['to']} serves: judged and fitted on {len(days)} sessions to {days[-1]}" and new['from'] == last and 'it expired' in new['why'] and wanting(store, later.date(), later) == ''
+    (store.models/'champion.json').unlink(); assert wanting(store, DAY, at) == '', 'an older one serves in its place'
+    shutil.rmtree(store.models); assert wanting(store, DAY, at) == 'no model serves: champion.json is not there'
 
 
 def test_what_options_imply_is_read_live_as_from_history_and_missed_with_a_reason(demo, folder):

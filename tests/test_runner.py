@@ -25,6 +25,8 @@ from spyresearch.features.registry import REGISTRY
 from spyresearch.live import runner
 from spyresearch.live.invariants import by_minute
 from spyresearch.live.runner import Runner, clock_of
+from spyresearch.live.runner import go as engine
+from spyresearch.live.stream import desk
 from spyresearch.live.today import Today
 from spyresearch.store import Store
 from spyresearch.tws.chain import Chain, read_chain_day
@@ -365,6 +367,9 @@ def test_a_second_runner_is_refused(tmp_path):
         async with living(tmp_path, '09:55:00') as r:
             await until(r.clock, '09:55:30')
             with pytest.raises(FolderError, match='in use by another run'): await Runner('127.0.0.1', r.srv.port, Store(tmp_path, 'simulated:demo'), r.clock).run()
+            desk(tmp_path).write_text('where the first one speaks')
+            with pytest.raises(FolderError, match='in use by another run'): await engine('127.0.0.1', r.srv.port, tmp_path, shows=True, say=lambda text: None)
+            assert desk(tmp_path).read_text() == 'where the first one speaks'
     run(go())
 
 

@@ -138,7 +138,7 @@ def one_run(
     root.mkdir(parents=True, exist_ok=True)
     script_file = root/'faults.json'; script_file.write_text(faults.to_json())
     with open_source(source, speed='max', faults=str(script_file), from_open=True) as (host, port), open(root/'live.log', 'w') as log, stopwatch() as w:
-        command = [sys.executable, '-m', 'spyresearch.cli', 'live', '--no-report', '--tws', f'{host}:{port}', '--data', str(root), '--once', '--days', str(days)]
+        command = [sys.executable, '-m', 'spyresearch.cli', 'live', '--no-report', '--no-train', '--tws', f'{host}:{port}', '--data', str(root), '--once', '--days', str(days)]
         minder = Minder(port, command + (['--until', f'{until.astimezone(ET):%H:%M}'] if until else []), kill_at, log=log)
         code = asyncio.run(minder.run())
     if code: raise CheckFailed(f'spy live ended with {code}', (root/'live.log').read_text()[-600:])

@@ -165,7 +165,7 @@ def live_week(
     deeds = harm(root/'models'/model/'params.npz', s.open.to_pydatetime() - timedelta(minutes=40), s.close.to_pydatetime() + timedelta(minutes=40))
     if plan.begin and deeds[0][0] <= plan.begin: deeds.pop(0)[1]()
     with market(plan, root) as (port, p), open(root/'live.log', 'w') as log, stopwatch() as w:
-        command = [sys.executable, '-m', 'spyresearch.cli', 'live', '--no-report', '--tws', f'127.0.0.1:{port}', '--data', str(root), '--days', str(plan.history), '--options' if plan.options else '--no-options']
+        command = [sys.executable, '-m', 'spyresearch.cli', 'live', '--no-report', '--no-train', '--tws', f'127.0.0.1:{port}', '--data', str(root), '--days', str(plan.history), '--options' if plan.options else '--no-options']
         k = Keeper(port, command, (b + (e - b)*KILLED).replace(microsecond=0), log=log, server=p.pid, deeds=deeds)
         k.deeds.append((plan.until or session(plan.days[-1]).close.to_pydatetime() + timedelta(minutes=30), lambda: k.p.terminate() if k.p.poll() is None else None))
         code = asyncio.run(k.run())
