@@ -17,7 +17,7 @@ from spyresearch.features.prepare import prepare
 from spyresearch.journal import Journal
 from spyresearch.live.contest import STOP, caution, matured, scored
 from spyresearch.live.infer import Growing
-from spyresearch.live.learn import LASTS, WHO, Learner, brought, hashes, seated
+from spyresearch.live.learn import LASTS, WHO, Learner, brought, gains, hashes, seated
 from spyresearch.live.worker import MOVES, RATE, Learning, Tuner, Worker, lessons_of, origins_of, teachable
 from spyresearch.models import networks
 from spyresearch.models.bank import bank
@@ -105,6 +105,7 @@ def test_what_learning_brought_is_told_for_each_twenty_sessions(story):
     assert table.saved_pct[0] == 0 and table.saved_pct.max() > 5 and table.saved_pct.min() < -2, 'it helped while the habits lasted, and harmed when they turned'
     served = [np.mean(r['scores'][r['roles']['champion']]['loss']) for r in days[40:60]]
     assert np.isclose(table.served_bp[2], np.mean(served)) and '1 promoted, 1 dropped, 1 taken back' in words and f'{len(days)} sessions' in words
+    (whole,) = gains(rows, len(days)).saved_pct; assert f"lost {abs(whole):.2f} % {'less' if whole >= 0 else 'more'}" in words, 'the sentence and the table measure alike'
 
 
 def test_an_evening_twice_is_an_evening_once(story):

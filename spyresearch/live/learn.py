@@ -283,8 +283,8 @@ def brought(
     "What a report says about learning."
     rows = Learner(store).rows(); table = gains(rows); acts = {k: sum(r['kind'] == k for r in rows) for k in ('promote', 'drop', 'rollback', 'alarm', 'fault')}
     if table.empty: return table, 'Nothing can be said yet of what learning brought: no session has been scored.'
-    total = 100*(1 - (table.served_bp*table.days).sum()/(table.frozen_bp*table.days).sum()); worst = table.attrs['worst_pct']
-    return table, (f"Over {table.days.sum()} sessions what was served lost {abs(total):.2f} % {'less' if total >= 0 else 'more'} than the frozen model" + (f'; the worst {WIDTH} in a row: {worst:+.2f} %' if worst == worst else '') +
+    n = int(table.days.sum()); total, worst = gains(rows, n).saved_pct[0], table.attrs['worst_pct']
+    return table, (f"Over {n} session{'s'*(n > 1)} what was served lost {abs(total):.2f} % {'less' if total >= 0 else 'more'} than the frozen model" + (f'; the worst {WIDTH} in a row: {worst:+.2f} %' if worst == worst else '') +
                    f". {acts['promote']} promoted, {acts['drop']} dropped, {acts['rollback']} taken back, {acts['alarm']} alarms, {acts['fault']} faults.")
 
 # %% ../../nbs/live/44_learn.ipynb #7bb852ff
