@@ -10,6 +10,7 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 
 from live import at
 from spyresearch.core import CheckFailed, DataError, FolderError, RealClock
@@ -125,6 +126,14 @@ def test_a_day_with_a_restart_and_options_is_the_same_from_history(demo, folder)
     assert {'id', 'origin', 'px', 'model', 'horizons', 'quantile_levels', 'q', 'touch', 'experience', 'row_hash', 'provisional', 'ms'} == set(body) and len(body['q']) == 9
     lines, odd, _ = explain_forecast(store, rows[-1]['id']); assert not odd and len(lines) > 40
     assert newest(store) == DAY
+
+
+def test_a_day_that_the_folder_knows_is_told_minute_by_minute_when_its_tape_is_served_again(demo, folder):
+    "`spy run`, then `spy live`, on one tape: the day's minutes are news as they come, nothing later is read, and no row of the file is lost."
+    store = run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)); whole = store.raw(DAY)
+    r = run(lived(demo, folder, '09:15:00', '09:47:00')); rows = of_day(store.journal/'forecasts.jsonl', DAY)
+    assert [o['origin'][11:16] for o in rows] == ['09:44', '09:45', '09:46'] and max(r.today.bars) == 16 and r.engine.errors == 0
+    assert_frame_equal(Store(folder).raw(DAY), whole); c = certify(run(fetch(demo, folder, at('16:30:00', str(DAY)), 2)), DAY); assert c.check().ok and c.n_forecasts == 3, str(c)
 
 
 def test_a_model_is_wanted_where_none_can_serve_and_there_is_enough_to_learn_from(folder):

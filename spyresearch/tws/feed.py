@@ -106,7 +106,7 @@ def begin(self:Feed, day:date):
     self.warming, self.slept, self.behind, self.proved, self.probing = {}, set(), False, 0., None # streams that were asked for and have not spoken, since when; seconds slept over; up to when TWS has proved that it holds nothing back
     self.raw = RawDay(self.link, self.store, day, self.minutes, self.tell, self.told)
     self.seconds.down(now)
-    self.latest |= {m.start: m for m in self.raw.recall()}; self.record.missing(done, first)
+    self.latest |= {m.start: m for m in self.raw.recall(max(now, done))}; self.record.missing(done, first)
     for m in self.own.values():
         if m.start not in self.minutes.final: self.tell(m)
     self.supervisor = Supervisor(self.link, self.wants(), self.watched)

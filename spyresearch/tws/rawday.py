@@ -31,15 +31,18 @@ class RawDay:
         told, # callable(what, state, reason): something changed
     ):
         self.link, self.store, self.day, self.minutes, self.tell, self.told = link, store, day, minutes, tell, told
-        self.beside, self.lacks, self.owed, self.task = {}, set(store.lacks), 0, None # (start, first column) -> values; kinds not given; new minutes that lack something
+        self.beside, self.lacks, self.owed, self.task, self.later = {}, set(store.lacks), 0, None, pd.DataFrame() # (start, first column) -> values; kinds not given; new minutes that lack something; rows of the file that are not over
 
 # %% ../../nbs/tws/34_rawday.ipynb #dd38eb2b
 @patch
-def recall(self:RawDay) -> list: # of Minute
-    "The minutes of this day that are on the disk."
+def recall(self:RawDay,
+    upto:float|None=None, # epoch seconds; all of them by default
+) -> list: # of Minute
+    "The minutes of this day that are on the disk, as far as they were over."
     f = self.store.original
     if not f.file(self.day).exists() or f.reason(self.day): return []
-    for t, *v in f.frame([self.day])[RAW_COLUMNS].itertuples():
+    df = f.frame([self.day])[RAW_COLUMNS]; over = df.index.as_unit('ns').asi8//10**9 + 60 <= (float('inf') if upto is None else upto); self.later = df[~over]
+    for t, *v in df[over].itertuples():
         k = int(t.timestamp()); self.minutes.final[k] = (k, *v[:5], *(-1. if x != x else x for x in v[5:7]))
         for i, cols in ((7, BA), (11, IV)):
             if v[i] == v[i]: self.beside[k, cols[0]] = v[i:i + 4]
@@ -59,6 +62,8 @@ def write(self:RawDay):
     for cols in BESIDE.values():
         rows = {t: v for t in df.index if (v := self.beside.get((int(t.timestamp()), cols[0])))}
         if rows: df = df.join(pd.DataFrame.from_dict(rows, orient='index', columns=cols))
+    rest = self.later[~self.later.index.isin(df.index)]
+    if len(rest): df = df.reindex(index=df.index.union(rest.index), columns=RAW_COLUMNS); df.loc[rest.index] = rest
     gaps = self.store.original.m['days'].get(str(self.day), {}).get('known_gaps', [])
     self.store.original.write(self.day, df, gaps, sealed=False)
 
