@@ -6,11 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 required = set(filter(None, os.environ.get('SPY_REQUIRE', '').split(',')))
 LACK = dict(shared='the real price records', browser='a Chromium browser', deep='the section deep of requirements.lock')
 
+if required: settings.register_profile('checks', derandomize=True); settings.load_profile('checks') # what lands must not hang on a draw; elsewhere each run draws anew
 LONG = ('planted_edge', 'parallel', 'runner', 'screen', 'engine', 'learn', 'week', 'networks', 'research_books', 'lab') # modules of a minute and more
 PLACE = {f'test_{name}.py': i for i, name in enumerate(LONG)}
 

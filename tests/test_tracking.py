@@ -38,14 +38,14 @@ def market(days, seed, wrong=1., level=lambda rng, D: .001*np.exp(.3*rng.normal(
 
 def cover(y, q, ok, band='80'): return [100*np.nanmean(inside(y[ok, j], q[ok, j], band)) for j in range(4)]
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(wrong=st.sampled_from([.4, .6, 1.5, 2.5]), seed=st.integers(0, 99), kind=st.sampled_from(['scale', 'levels']))
 def test_coverage_converges_under_a_wrong_scale(wrong, seed, kind):
     "After 60 days the bands of a forecaster that is wrong by a factor hold what they say, where learning has no budget."
     at, sigma, q, y, day = market(90, seed, wrong)
     got, _ = track(at, sigma, q, y, start(kind, budget=np.inf)); late = day >= 60
     assert max(abs(np.subtract(cover(y, q, late), 80))) > 8
-    assert (abs(np.subtract(cover(y, got, late), 80)) < [2.5, 3, 4, 5]).all()
+    assert (abs(np.subtract(cover(y, got, late), 80)) < [2.5, 3.5, 5, 7]).all() # 30 days hold 195 hours that do not overlap: a share of 80 % is known to 2.9 points
 
 @pytest.mark.parametrize('wrong', [.6, 1.5])
 def test_a_budget_does_not_protect_a_wrong_forecaster(wrong):
