@@ -428,7 +428,9 @@ async def reported(self:Runner, day):
 @patch
 async def modelled(self:Runner, day):
     "A model for the session ahead, where nobody can serve it; the feed does not wait for it."
-    if not self.trains or not (why := wanting(self.store, day, now := self.clock.now())): return
+    if not self.trains: return
+    with self.clock.hold(): why = await asyncio.to_thread(wanting, self.store, day, now := self.clock.now())
+    if not why: return
     self.line(f'{why}; one is trained now, on the sessions that are over')
     await self.beside([*BEGIN, self.store.root, self.store.provenance, day, now.isoformat()], TRAIN_S, 'no model was trained', 'spy train makes one')
 
